@@ -1,0 +1,1 @@
+"""PyBrush: machine unlearning that can be believed."""

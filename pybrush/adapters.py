@@ -1,0 +1,45 @@
+"""Finding the adapter of a framework by entry point, so that the core imports no framework.
+
+Each distribution registers an adapter in the group `pybrush.adapters`. Its `claims(model)` returns how
+specifically it knows a model, 0 for not at all; the highest claim wins and a tie is an error.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from pybrush.errors import UnsupportedError
+
+GROUP = "pybrush.adapters"
+
+
+class Adapter(Protocol):
+    """What an adapter offers besides a Learner."""
+
+    def claims(self, model: Any) -> int:
+        """Return how specifically the adapter knows a model; 0 for not at all."""
+
+    def aggregate(self, record: Any, model: Any) -> Any:
+        """Return one model that predicts with all constituents of a record."""
+
+
+def adapter_of(model: Any) -> Adapter:
+    """Return the adapter that claims a model.
+
+    Raises:
+        UnsupportedError: where none does, or two do alike.
+    """
+    claims: list[tuple[int, str, Adapter]] = []
+    for entry in entry_points(group=GROUP):
+        adapter = entry.load()()
+        if claim := adapter.claims(model):
+            claims.append((claim, entry.name, adapter))
+    best = [found for found in claims if found[0] == max(claim for claim, _, _ in claims)]
+    if len(best) != 1:
+        names = ", ".join(name for _, name, _ in best) or "none"
+        raise UnsupportedError(
+            f"a model of type {type(model).__name__} is claimed by {names}; exactly one adapter must claim it. "
+            "Install the extra of its framework, for example pybrush[lightning]."
+        )
+    return best[0][2]

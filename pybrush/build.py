@@ -1,0 +1,166 @@
+"""Building stages: whatever the plan calls for and has no state is trained, from its parent's state."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pybrush.errors import ContentError, MissingRowsError, RecordError
+from pybrush.learner import Horizon, Learner
+from pybrush.plan.graph import Stage
+from pybrush.plan.order import Positions, Seeds, StageRows
+from pybrush.record.files import remove_folder
+from pybrush.record.locks import coordinator_lock
+from pybrush.record.record import Record
+from pybrush.record.samples import Holdings, Samples, hold
+from pybrush.record.store import Manifest
+from pybrush.request import Roster
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What stages are built from.
+
+    Attributes:
+        learner: the model in its framework.
+        data: what the learner trains on; the core hands it through.
+        roster: the names of its rows.
+    """
+
+    learner: Learner
+    data: Any
+    roster: Roster
+
+
+def missing_stages(record: Record, stages: Iterable[Stage]) -> list[Stage]:
+    """Return the stages that have no state yet, parents first."""
+    return [stage for stage in stages if not record.store.has(stage.key)]
+
+
+def check_rows(record: Record, samples: Samples, holdings: Holdings, sources: Sources, todo: list[Stage]) -> None:
+    """Check that the data set still holds, unchanged, every row that some stages train on.
+
+    Raises:
+        MissingRowsError: with the count of absent rows.
+        ContentError: with the count of rows whose content changed under their id.
+    """
+    needed = np.zeros(len(samples), dtype=bool)
+    for stage in todo:
+        needed |= (samples.shards == stage.shard) & (samples.slices <= stage.slice)
+    absent = int((samples.copies - holdings.present)[needed].sum())
+    if absent:
+        raise MissingRowsError(_absent_text(record, samples, absent))
+    rows = np.flatnonzero(needed[holdings.sample])
+    if record.plan.order == "sequential":
+        _check_order(samples.positions[holdings.sample[rows]], holdings.position[rows])
+    if not len(rows) or record.plan.naming == "content" or record.plan.contents == "off":
+        return
+    now = sources.roster.contents_at(holdings.position[rows])
+    changed = int((now != samples.contents[holdings.sample[rows]]).any(axis=1).sum())
+    if changed:
+        raise ContentError(
+            f"the content of {changed} rows is not what {record.folder} recorded under their ids. Restore the data, "
+            "or forget these ids and train on the new rows in a new record."
+        )
+
+
+def _check_order(recorded: Positions, now: Positions) -> None:
+    """Refuse a data set whose rows changed places, where the loader does not shuffle."""
+    order = now[np.argsort(recorded, kind="stable")]
+    if (order[1:] < order[:-1]).any():
+        raise ContentError(
+            "the rows of the data set are in another order than when they were recorded, and the loader keeps "
+            "that order. Restore the order of the rows."
+        )
+
+
+def build(record: Record, sources: Sources, samples: Samples, holdings: Holdings, todo: list[Stage]) -> list[Manifest]:
+    """Train some stages and publish each; call where the framework can train.
+
+    Returns:
+        The manifests of the stages that were trained here.
+    """
+    built = []
+    for number, stage in enumerate(todo, start=1):
+        if record.store.has(stage.key):  # another process was faster
+            continue
+        _log.info("stage %d of %d: shard %d, slice %d, %d rows", number, len(todo), stage.shard, stage.slice, stage.rows)
+        rows = holdings.stage_rows(samples, stage.shard, stage.slice)
+        built.append(_build_stage(record, sources, stage, rows))
+    return built
+
+
+def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows) -> Manifest:
+    plan, learner = record.plan, sources.learner
+    state, parent = record.store.load("initial" if stage.starts_shard else stage.parent)
+    learner.write_state(state)
+    before = plan.epochs_per_slice * stage.trained_before
+    horizon = Horizon(
+        stage.shard, stage.slice, plan.epochs_per_slice, before, plan.epochs_per_slice * plan.slices, stage.key
+    )
+    started = time.perf_counter()
+    seeds = Seeds(plan.seed, stage.shard, stage.slice)
+    trained = learner.train_stage(sources.data, _ordering(plan.order, plan.seed, stage, rows), horizon, seeds)
+    manifest = Manifest(
+        key=stage.key,
+        parent=stage.parent,
+        parent_sha256=parent.sha256,
+        shard=stage.shard,
+        slice=stage.slice,
+        rows=stage.rows,
+        steps=trained.steps,
+        seconds=time.perf_counter() - started,
+        learning_rate_sum=trained.learning_rate_sum,
+        environment=learner.environment(),
+        notes=trained.notes,
+    )
+    aside = record.store.write_aside(learner.read_state(), manifest)
+    with coordinator_lock(record.folder):
+        if stage.key not in record.ledger.wanted():
+            remove_folder(aside)
+            raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
+        record.store.publish(aside, stage.key)
+    return manifest
+
+
+def _ordering(order: str, seed: int, stage: Stage, rows: StageRows) -> Callable[[int], Positions]:
+    if order == "sequential":
+        return lambda epoch: rows.sequential()
+    return lambda epoch: rows.shuffled(seed, stage.shard, stage.slice, epoch)
+
+
+def holdings_of(record: Record, samples: Samples, roster: Roster) -> Holdings:
+    """Match a data set with the samples of a record and say what does not fit."""
+    holdings = hold(samples, roster)
+    if holdings.unrecorded:
+        _log.warning(
+            "%d rows of the data set are not recorded in %s (forgotten, or new); they are not trained on.",
+            holdings.unrecorded,
+            record.folder,
+        )
+    absent = int((samples.copies - holdings.present).sum())
+    if absent:
+        _log.warning(
+            "%d recorded rows are not in the data set any more and are still in the model; "
+            "unlearn(missing=True) forgets them.",
+            absent,
+        )
+    return holdings
+
+
+def _absent_text(record: Record, samples: Samples, absent: int) -> str:
+    share = absent / samples.rows
+    text = (
+        f"{absent} of {samples.rows} rows recorded in {record.folder} are not in the data set, and a stage that has to "
+        "be trained needs them. First suspect an unseeded random_split in the data module's setup"
+    )
+    if share > 0.01:
+        text += "; so large a share also speaks for a changed preprocessing (compare the versions in the manifests)"
+    return text + ". If the rows were deleted on purpose, call unlearn(missing=True)."

@@ -1,0 +1,345 @@
+"""The orchestrator: fit and unlearn as transactions on a record, the same for every framework.
+
+`fit` builds every stage that has no state. `unlearn` strikes rows out, builds what is missing then,
+commits, and collects what became unreachable. A crash anywhere is mended by calling again: the request
+that was accepted is finished first, and ends in the same bits. Guide: docs/record_format.md, "Requests".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pybrush.build import Sources, build, check_rows, holdings_of, missing_stages
+from pybrush.errors import ForgetError, GuaranteeError, RecordError
+from pybrush.guarantee import Budget, as_plain
+from pybrush.learner import Learner
+from pybrush.names import Namer
+from pybrush.outcome import cost_of, exact_guarantee, full_retrain_note, notes_on
+from pybrush.plan.graph import Stage
+from pybrush.record.collect import collect
+from pybrush.record.create import PlanWish, create, plan_values
+from pybrush.record.fingerprint import check_same
+from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.record import Record
+from pybrush.record.resolve import Resolution, Wish, resolve
+from pybrush.record.samples import Samples, hold
+from pybrush.record.store import Manifest
+from pybrush.record.transaction import (
+    METHOD,
+    OpenRequest,
+    Target,
+    accept,
+    commit,
+    open_request,
+    orphans_of,
+    target_of,
+    tidy,
+    write_release,
+)
+from pybrush.request import Roster, Strikes
+from pybrush.result import UnlearnCost, UnlearnResult
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit left.
+
+    Attributes:
+        record: the opened record.
+        built: manifests of the stages that this call trained.
+        constituents: shard -> key of its last stage.
+    """
+
+    record: Record
+    built: tuple[Manifest, ...]
+    constituents: dict[int, str]
+
+
+def fit(
+    folder: str | Path, wish: PlanWish, learner: Learner, data: Any, roster_of: Callable[[Namer], Roster]
+) -> Fitted:
+    """Build every stage of a record that has no state, and load the last constituent into the model.
+
+    Args:
+        folder: the record's folder; a record is made if there is none.
+        wish: shards, slices, epochs and the like; None means the record's.
+        learner: the model, in its initial state where the record is made now.
+        data: what the learner trains on.
+        roster_of: names the rows of `data` under the record's key.
+
+    Raises:
+        FingerprintError: where model, data or settings differ from the record's.
+        MissingRowsError: where a stage must be trained and its rows are gone.
+    """
+    record = open_or_create(Path(folder), wish, learner, roster_of)
+    check_fingerprint(record, wish, learner)
+    sources = Sources(learner, data, roster_of(record.names))
+    with request_lock(record.folder):
+        tidy(record)
+        _finish_open(record, sources)
+    samples = record.samples()
+    stages = record.graph()
+    todo = missing_stages(record, stages)
+    holdings = holdings_of(record, samples, sources.roster)
+    check_rows(record, samples, holdings, sources, todo)
+    built = learner.session(lambda: build(record, sources, samples, holdings, todo))
+    _release_fit(record, stages)
+    if not todo:
+        _log.info("%s is complete; nothing was left to train, its constituents were loaded", record.folder)
+    load_last(record, learner)
+    return Fitted(record, tuple(built), record.constituents())
+
+
+def open_or_create(
+    folder: Path, wish: PlanWish, learner: Learner, roster_of: Callable[[Namer], Roster]
+) -> Record:
+    """Open the record in a folder, or make it from the model's present state."""
+    if (folder / "ledger.sqlite").is_file():
+        try:
+            return Record.open(folder, wish.key)
+        except RecordError as error:
+            if type(error) is not RecordError:  # only a record that was never finished is made again
+                raise
+    return create(folder, wish, learner.semantic(), learner.read_state(), roster_of)
+
+
+def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
+    """Compare what is to be trained with what the record was made with.
+
+    Raises:
+        FingerprintError: naming every field that differs.
+    """
+    now = {**learner.semantic(), "plan": plan_values(wish, record.names.key_id, record.plan)}
+    check_same(record.plan.semantic, _plain(now), record.folder)
+
+
+def unlearn(
+    record: Record, sources: Sources, wish: Wish, *, aggregate: Callable[[Record], Any], dry_run: bool = False
+) -> UnlearnResult:
+    """Forget what a wish names, exactly, by rebuilding the stages that saw it.
+
+    Args:
+        record: the opened record, its fingerprint already compared.
+        sources: learner, data and names of its rows.
+        wish: what to forget.
+        aggregate: makes the model to hand out, after the constituent was loaded.
+        dry_run: only say what would be done.
+
+    Raises:
+        ForgetError: where nothing can be done as asked; nothing was touched.
+        PyBrushError: from training; the model is as before and the request stays pending.
+    """
+    with request_lock(record.folder):
+        if not dry_run:
+            tidy(record)
+        waiting = open_request(record)
+        if waiting is not None and not dry_run:
+            same = _names_same(record, sources, wish, waiting)
+            result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
+            if same:
+                return result
+        samples = record.samples()
+        holdings = holdings_of(record, samples, sources.roster)
+        resolution = resolve(record, samples, holdings, wish)
+        if not len(resolution.strikes) and not len(resolution.strikes.subjects):
+            return _nothing_to_do(record, sources, resolution, aggregate)
+        strikes = replace(resolution.strikes, orphans=orphans_of(record, resolution.strikes))
+        target = _feasible(record, sources, samples, strikes)
+        if dry_run:
+            return _priced(record, strikes, target, resolution)
+        request = accept(record, strikes, target)
+        result = _serve(record, sources, request, wish.raw_ids, aggregate)
+    return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes_on(resolution))
+
+
+def check_guarantee(method: str, guarantee: object) -> None:
+    """Check that what was asked for can be met by a rebuild.
+
+    Raises:
+        GuaranteeError: where another method, or a weaker guarantee than exact, is asked for.
+    """
+    if method not in ("auto", METHOD):
+        raise GuaranteeError(f"method={method!r} is not known to this version; use method='auto' or 'rebuild'.")
+    if guarantee not in (None, "exact") and not isinstance(guarantee, Budget):
+        raise GuaranteeError(f"guarantee must be None, 'exact' or a Budget(epsilon, delta); got {guarantee!r}.")
+
+
+def check_auto(record: Record, method: str, guarantee: object) -> None:
+    """Refuse method="auto" where it would choose an approximate method.
+
+    With one shard and one slice an exact request is a full retrain, which happens only when asked for.
+
+    Raises:
+        GuaranteeError: naming what to ask for.
+    """
+    whole = record.plan.shards * record.plan.slices == 1
+    if whole and method == "auto" and guarantee is None:
+        raise GuaranteeError(
+            f"{record.folder} has one shard and one slice: forgetting exactly is a full retrain, which is done only when "
+            "asked for. Pass guarantee='exact' (approximate methods are not part of this version)."
+        )
+
+
+def load_last(record: Record, learner: Learner) -> str | None:
+    """Load the constituent of the highest-numbered trained shard into the model; return its key."""
+    last = record.constituents()
+    if not last:
+        return None
+    key = last[max(last)]
+    learner.write_state(record.store.load(key)[0])
+    return key
+
+
+def _finish_open(record: Record, sources: Sources) -> None:
+    waiting = open_request(record)
+    if waiting is not None:
+        _log.warning("request %d of %s is not finished; it is served first", waiting.number, record.folder)
+        _serve(record, sources, waiting, None, lambda _: None)
+
+
+def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenRequest) -> bool:
+    """Whether a wish names the multiset of a request that is not finished.
+
+    Resolved against the record as it was when that request came, so that the rerun of a request that was
+    killed after its commit does not strike one more copy.
+    """
+    samples = record.samples()
+    if waiting.state != "pending":
+        if len(waiting.strikes.subjects) and wish.subjects is not None:
+            return {row.tobytes() for row in waiting.strikes.subjects} == {row.tobytes() for row in wish.subjects}
+        samples = samples.restored(waiting.strikes)
+    holdings = hold(samples, sources.roster)
+    return resolve(record, samples, holdings, wish).strikes.same_rows(waiting.strikes)
+
+
+def _serve(
+    record: Record, sources: Sources, request: OpenRequest, raw_ids: tuple[bytes, ...] | None,
+    aggregate: Callable[[Record], Any],
+) -> UnlearnResult:  # fmt: skip
+    """Take a request from where it stands to sealed."""
+    salt = record.ledger.rows("SELECT salt FROM salts WHERE request = ?", (request.number,))
+    if request.state == "pending":
+        _build_and_commit(record, sources, request)
+    audit = collect(record, request.number, request.strikes, raw_ids)
+    load_last(record, sources.learner)
+    stages = record.graph()
+    outcome = next(info.outcome for info in record.requests if info.number == request.number)
+    last = {stage.shard for stage in stages}
+    return UnlearnResult(
+        model=aggregate(record),
+        guarantee=exact_guarantee(record, stages),
+        method=METHOD,
+        request=request.number,
+        cost=UnlearnCost(**outcome["cost"]),
+        audit=audit,
+        record=record.folder,
+        shards=tuple(sorted(last)),
+        left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
+        forgotten=int(outcome["rows"]),
+        salt=salt[0][0].hex() if salt else "",
+    )
+
+
+def _build_and_commit(record: Record, sources: Sources, request: OpenRequest) -> None:
+    samples = record.samples()
+    target = _feasible(record, sources, samples, request.strikes)
+    holdings = hold(target.samples, sources.roster)
+    todo = missing_stages(record, target.stages)
+    kept = {stage.key for stage in record.graph()}
+    with _as_before(record, sources.learner, request.number):
+        if todo:
+            sources.learner.session(lambda: build(record, sources, target.samples, holdings, todo))
+        rebuilt = [stage for stage in target.stages if stage.key not in kept]
+        cost = cost_of(record, target.stages, rebuilt)
+        guarantee = as_plain(exact_guarantee(record, target.stages))
+        outcome = {"cost": asdict(cost), "guarantee": guarantee, "rows": request.strikes.rows}
+        commit(record, request, samples, target, outcome)
+
+
+@contextmanager
+def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
+    """Put the model back as it was if an error ends a request before its commit."""
+    before = learner.read_state()
+    try:
+        yield
+    except BaseException as error:
+        learner.write_state(before)
+        error.add_note(
+            f"Request {number} of {record.folder} stays pending and the stages it has built are kept: mend the cause "
+            f"and call unlearn again, or withdraw it with Record.open({str(record.folder)!r}).cancel({number})."
+        )
+        raise
+
+
+def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strikes) -> Target:
+    """Return what the record would become, or refuse where that cannot be built."""
+    target = target_of(record, samples, strikes)
+    if not target.stages:
+        raise ForgetError(
+            f"after striking {strikes.rows} of {samples.rows} rows nothing is left to train on; delete the model and its "
+            "record instead."
+        )
+    holdings = hold(target.samples, sources.roster)
+    check_rows(record, target.samples, holdings, sources, missing_stages(record, target.stages))
+    return target
+
+
+def _priced(record: Record, strikes: Strikes, target: Target, resolution: Resolution) -> UnlearnResult:
+    todo = missing_stages(record, target.stages)
+    doomed = {stage.key for stage in record.graph()} - {stage.key for stage in target.stages}
+    artefacts = sorted(path for path, stage in record.artefacts().items() if stage in doomed)
+    last = {stage.shard for stage in target.stages}
+    return UnlearnResult(
+        model=None,
+        guarantee=exact_guarantee(record, target.stages),
+        method=METHOD,
+        request=0,
+        cost=cost_of(record, target.stages, todo),
+        audit={"artefacts": artefacts, "stages": [(s.shard, s.slice) for s in todo], "equal_rows_left": resolution.equal},
+        record=record.folder,
+        shards=tuple(sorted(last)),
+        left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
+        forgotten=strikes.rows,
+        notes=("dry run: nothing was touched", *full_retrain_note(todo, target.stages), *notes_on(resolution)),
+    )
+
+
+def _nothing_to_do(
+    record: Record, sources: Sources, resolution: Resolution, aggregate: Callable[[Record], Any]
+) -> UnlearnResult:
+    stages = record.graph()
+    load_last(record, sources.learner)
+    return UnlearnResult(
+        model=aggregate(record),
+        guarantee=exact_guarantee(record, stages),
+        method="none",
+        request=0,
+        cost=replace(cost_of(record, stages, []), stages_rebuilt=0),
+        audit={},
+        record=record.folder,
+        shards=tuple(sorted({stage.shard for stage in stages})),
+        notes=(f"all {resolution.already} rows were forgotten before; nothing was left to do",),
+    )
+
+
+def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:
+    """Write the release of a finished fit, once."""
+    with coordinator_lock(record.folder):
+        if not record.ledger.rows("SELECT key FROM releases") and not missing_stages(record, stages):
+            with record.ledger.writing("release"):
+                write_release(record, None, "fit", b"", as_plain(exact_guarantee(record, stages)), stages)
+                record.ledger.append_event("fitted", stages=len(stages))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they come back from JSON, so that tuples and lists compare equal."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain

@@ -1,0 +1,120 @@
+"""Collection: removing everything that a committed request made unreachable, and looking that it is gone.
+
+It runs only as the last step of a committed request, never on a changed setting. What to search for stands
+in the pending file until then, and that file is the last thing unlinked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pybrush.errors import ErasureError
+from pybrush.names import Names, sortable
+from pybrush.record.files import entries, erase, unlink
+from pybrush.record.ledger import now
+from pybrush.record.locks import coordinator_lock
+from pybrush.record.record import Record
+from pybrush.record.samples import Samples
+from pybrush.record.search import find_bytes, name_needles
+from pybrush.request import Strikes
+
+
+def collect(record: Record, number: int, strikes: Strikes, raw_ids: Sequence[bytes] | None) -> dict[str, Any]:
+    """Collect and seal a committed request.
+
+    Args:
+        record: the record.
+        number: the request.
+        strikes: what it struck.
+        raw_ids: ids of sixteen bytes and more to search for; None where the call no longer has them.
+
+    Returns:
+        What was removed and what the search found, as plain values.
+
+    Raises:
+        ErasureError: where a forgotten name or digest is still in a file; the request stays committed.
+    """
+    pending = record.folder / "pending" / str(number)
+    with coordinator_lock(record.folder):
+        removed = remove_unwanted(record)
+        with record.ledger.writing("salts"):
+            record.ledger.change("DELETE FROM salts WHERE request = ?", (number,))
+        record.ledger.vacuum()
+        report = removed | _search(record, strikes, raw_ids, files_but(record, pending))
+        with record.ledger.writing("collected"):
+            record.ledger.change("UPDATE requests SET state = 'collected' WHERE number = ?", (number,))
+        seal(record, number)
+    return report
+
+
+def seal(record: Record, number: int) -> None:
+    """Unlink what the request named and close it; call under the record's lock."""
+    unlink(record.folder / "pending" / str(number))
+    with record.ledger.writing("seal"):
+        record.ledger.change("UPDATE requests SET state = 'sealed', sealed = ? WHERE number = ?", (now(), number))
+        record.ledger.append_event("sealed", request=number)
+
+
+def remove_unwanted(record: Record) -> dict[str, Any]:
+    """Remove stages, artefacts and temporary folders that the ledger does not want; call under the lock."""
+    wanted = record.ledger.wanted()
+    doomed = {path: stage for path, stage in record.artefacts().items() if stage not in wanted}
+    absent = [path for path in doomed if not Path(path).exists()]
+    for path in doomed:
+        erase(Path(path))
+    stages = sorted(record.store.keys() - wanted)
+    for key in stages:
+        record.store.discard(key)
+    record.store.sweep(wanted)
+    for path in entries(record.folder / "quarantine"):
+        erase(path)
+    with record.ledger.writing("artefacts"):
+        record.ledger.change("DELETE FROM artefacts WHERE stage NOT IN (SELECT key FROM wanted)")
+    return {"stages_unlinked": len(stages), "artefacts_unlinked": sorted(set(doomed) - set(absent)), "absent": absent}
+
+
+def _search(
+    record: Record, strikes: Strikes, raw_ids: Sequence[bytes] | None, files: list[Path]
+) -> dict[str, Any]:
+    gone = gone_names(record.samples(), strikes)
+    check_gone(files, gone)
+    found = find_bytes(files, [raw for raw in raw_ids or () if len(raw) >= 16])
+    searched = "names and digests only" if raw_ids is None else "names, digests and ids of sixteen bytes or more"
+    return {
+        "searched": searched,
+        "searched_names": len(gone),
+        "searched_files": len(files),
+        "raw_ids_found_in": [str(path) for path in found],
+    }
+
+
+def files_but(record: Record, *spared: Path) -> list[Path]:
+    """Return every file in a record's folder, but for some."""
+    return [path for path in sorted(record.folder.rglob("*")) if path.is_file() and path not in spared]
+
+
+def check_gone(files: Iterable[Path], names: Iterable[bytes]) -> None:
+    """Look that no file holds any of some forgotten names and digests.
+
+    Raises:
+        ErasureError: naming the files that do.
+    """
+    hits = find_bytes(files, name_needles(names))
+    if hits:
+        raise ErasureError(
+            f"forgotten names are still in {', '.join(map(str, hits))}. The request stays committed, not sealed: "
+            "remove what wrote them there and call unlearn again."
+        )
+
+
+def gone_names(samples: Samples, strikes: Strikes) -> list[bytes]:
+    """Return the struck names, subjects and digests that no remaining sample holds."""
+    held: Names = np.vstack([samples.names, samples.placements, samples.contents])
+    contents = strikes.contents[strikes.contents.any(axis=1)]
+    asked: Names = np.vstack([strikes.names, strikes.subjects, strikes.orphans, contents])
+    left = asked[~np.isin(sortable(asked), sortable(held))] if len(held) else asked
+    return sorted({row.tobytes() for row in left})

@@ -1,0 +1,169 @@
+"""Making a record: key, initial state, plan and samples, written once by whoever comes first."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pybrush.errors import ConfigurationError
+from pybrush.names import Namer
+from pybrush.plan.cost import epochs_per_slice
+from pybrush.plan.graph import stage_graph
+from pybrush.plan.placement import positive
+from pybrush.record import states
+from pybrush.record.files import make_folder, move, remove_folder
+from pybrush.record.fingerprint import semantic_digest
+from pybrush.record.ledger import Ledger
+from pybrush.record.locks import coordinator_lock
+from pybrush.record.record import Naming, OrderKind, Record, RecordPlan, write_plan
+from pybrush.record.samples import Samples, record_roster, write_samples
+from pybrush.record.secret import KeySource, find_key, make_key
+from pybrush.record.store import Manifest, StageStore
+from pybrush.request import Roster
+
+FOLDERS = ("stages", "tmp", "pending", "releases", "quarantine", "evidence")
+
+
+@dataclass(frozen=True)
+class PlanWish:
+    """What a fit asks of a record; None means the record's, or the default where there is none yet.
+
+    Attributes:
+        shards: S. slices: R.
+        epochs: the epochs e of the user's training.
+        seed: 0 <= seed < 2^32.
+        order: whether the loader shuffles.
+        naming: how samples get their ids.
+        contents: whether content digests are kept.
+        adapter: the adapter's name.
+        key: the secret key's source.
+        settings: what the adapter notes in the record besides, plain JSON; not part of the fingerprint.
+    """
+
+    shards: int | None
+    slices: int | None
+    epochs: int
+    seed: int | None
+    order: OrderKind
+    naming: Naming
+    contents: Literal["digest", "off"]
+    adapter: str
+    key: KeySource = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("shards", "slices", "epochs"):
+            value = getattr(self, name)
+            if value is not None:
+                positive(name, value)
+        if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**32):
+            raise ConfigurationError(f"seed must be an integer of at least 0 and below 2^32; got {self.seed!r}.")
+
+
+def plan_values(wish: PlanWish, key_id: str, recorded: RecordPlan | None) -> dict[str, Any]:
+    """Return the part of the semantic fingerprint that the plan itself makes up."""
+    shards = wish.shards or (recorded.shards if recorded else 1)
+    slices = wish.slices or (recorded.slices if recorded else 1)
+    seed = wish.seed if wish.seed is not None else (recorded.seed if recorded else secrets.randbelow(2**32))
+    return {
+        "shards": shards,
+        "slices": slices,
+        "epochs_per_slice": epochs_per_slice(wish.epochs, slices),
+        "seed": seed,
+        "key_id": key_id,
+        "order": wish.order,
+        "naming": wish.naming,
+        "contents": wish.contents,
+    }
+
+
+def create(
+    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, roster_of: Callable[[Namer], Roster]
+) -> Record:
+    """Make the record in a folder, or open it where another process has just made it.
+
+    Args:
+        folder: the record's folder; made if it is not there.
+        wish: what the fit asks for.
+        semantic: the learner's fingerprint, without the plan's part.
+        state: the initial state of the model, a typed tree.
+        roster_of: names the rows of the data set under the key that the record gets.
+    """
+    make_folder(folder)
+    with coordinator_lock(folder):
+        if not _is_planned(folder):
+            _write(folder, wish, semantic, state, roster_of)
+    return Record.open(folder, wish.key)
+
+
+def _is_planned(folder: Path) -> bool:
+    path = folder / "ledger.sqlite"
+    if not path.is_file():
+        return False
+    ledger = Ledger(path)
+    planned = bool(ledger.plan())
+    ledger.close()
+    return planned
+
+
+def _write(
+    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, roster_of: Callable[[Namer], Roster]
+) -> None:
+    """Write everything; the plan comes last, so that a crash leaves a folder that is simply written again."""
+    key = find_key(folder, wish.key)
+    namer = Namer(key if key is not None else make_key(folder))
+    for name in FOLDERS:
+        make_folder(folder / name)
+    roster = roster_of(namer)
+    store = StageStore(folder)
+    remove_folder(store.initial)
+    move(store.write_aside(state, Manifest("initial")), store.initial)
+    if not (folder / "ledger.sqlite").is_file():
+        Ledger.create(folder / "ledger.sqlite")
+    whole = {**semantic, "plan": plan_values(wish, namer.key_id, None)}
+    ledger = Ledger(folder / "ledger.sqlite")
+    plan = _plan(wish, whole, states.init_digest(state))
+    samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
+    with ledger.writing("plan"):
+        write_plan(ledger, plan)
+        write_samples(ledger, samples, roster)
+        write_cells(ledger, plan, samples)
+        ledger.append_event("planned", rows=samples.rows, shards=plan.shards, slices=plan.slices)
+    ledger.close()
+
+
+def write_cells(ledger: Ledger, plan: RecordPlan, samples: Samples) -> None:
+    """Write rows and digest of every cell that has rows, and want its stages, inside a transaction."""
+    counts = samples.cell_rows(plan.shards, plan.slices)
+    digests = samples.digests([(int(s), int(r)) for s, r in np.argwhere(counts > 0)])
+    ledger.change("DELETE FROM cells")
+    ledger.change_many(
+        "INSERT INTO cells VALUES (?, ?, ?, ?)",
+        ((s, r, int(counts[s, r]), digest) for (s, r), digest in digests.items()),
+    )
+    ledger.set_wanted(stage.key for stage in stage_graph(counts, digests, plan.roots))
+
+
+def _plan(wish: PlanWish, semantic: Mapping[str, Any], initial_digest: str) -> RecordPlan:
+    own = semantic["plan"]
+    return RecordPlan(
+        shards=own["shards"],
+        slices=own["slices"],
+        epochs=wish.epochs,
+        epochs_per_slice=own["epochs_per_slice"],
+        seed=own["seed"],
+        key_id=own["key_id"],
+        order=wish.order,
+        naming=wish.naming,
+        contents=wish.contents,
+        initial_digest=initial_digest,
+        semantic=semantic,
+        semantic_digest=semantic_digest(semantic).hex(),
+        adapter=wish.adapter,
+        settings=wish.settings,
+    )

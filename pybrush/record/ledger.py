@@ -1,0 +1,166 @@
+"""The ledger: one SQLite file that says what a record holds, what was asked and what was done.
+
+It names samples by pseudonym only. Rollback journal (a write-ahead log fails on network file systems and
+keeps deleted rows), `secure_delete` and VACUUM together, since either alone leaves names in free pages.
+The tables are the law of docs/record_format.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pybrush.errors import CorruptRecordError
+from pybrush.hashing import chained, u64
+from pybrush.record.files import announced, sync_folder
+
+SCHEMA_VERSION = 1
+
+_TABLES = """
+CREATE TABLE plan (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE samples (
+    name BLOB PRIMARY KEY, placement BLOB, shard INTEGER NOT NULL, slice INTEGER NOT NULL,
+    content BLOB NOT NULL, copies INTEGER NOT NULL, position INTEGER) WITHOUT ROWID;
+CREATE TABLE subjects (subject BLOB, name BLOB, PRIMARY KEY (subject, name)) WITHOUT ROWID;
+CREATE TABLE cells (
+    shard INTEGER, slice INTEGER, rows INTEGER NOT NULL, digest BLOB NOT NULL,
+    PRIMARY KEY (shard, slice)) WITHOUT ROWID;
+CREATE TABLE wanted (key TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, state TEXT NOT NULL, method TEXT NOT NULL,
+    commitment BLOB NOT NULL, rows INTEGER NOT NULL, accepted TEXT NOT NULL, committed TEXT, sealed TEXT,
+    outcome TEXT);
+CREATE TABLE salts (request INTEGER PRIMARY KEY, salt BLOB NOT NULL);
+CREATE TABLE releases (
+    key TEXT PRIMARY KEY, parent TEXT, request INTEGER, method TEXT NOT NULL, guarantee TEXT NOT NULL,
+    constituents TEXT NOT NULL, made TEXT NOT NULL);
+CREATE TABLE artefacts (path TEXT PRIMARY KEY, stage TEXT NOT NULL, kind TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE suppressions (name BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY, kind TEXT NOT NULL, time TEXT NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL);
+"""
+
+
+def now() -> str:
+    """Return the time in UTC to the second, ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Ledger:
+    """A connection to the ledger. Writes go through `writing`, under the record's lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+        try:
+            for setting in ("journal_mode=DELETE", "secure_delete=ON", "temp_store=MEMORY", "synchronous=EXTRA"):
+                self._connection.execute(f"PRAGMA {setting}").fetchall()
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise CorruptRecordError(f"{path} is not a readable ledger ({error}); restore it from a backup.") from error
+        if version != SCHEMA_VERSION:
+            self._connection.close()
+            raise CorruptRecordError(
+                f"{path} has format version {version}; this PyBrush reads version {SCHEMA_VERSION}. "
+                "Use the release of PyBrush that wrote it, or its migration."
+            )
+
+    @classmethod
+    def create(cls, path: Path) -> None:
+        """Make an empty ledger that only its owner may read; the journal inherits the mode."""
+        temporary = path.with_name(path.name + ".new")
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        temporary.chmod(0o600)
+        connection = sqlite3.connect(temporary, isolation_level=None)
+        connection.executescript(f"PRAGMA synchronous=EXTRA; BEGIN; {_TABLES} COMMIT;")
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.close()
+        with announced("rename ledger"):
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    @contextmanager
+    def writing(self, purpose: str) -> Iterator[None]:
+        """One transaction, all or nothing."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        with announced(f"commit {purpose}"):
+            self._connection.execute("COMMIT")
+
+    def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
+        return self._connection.execute(query, tuple(values)).fetchall()
+
+    def change(self, statement: str, values: Iterable[Any] = ()) -> int:
+        """Run one statement inside `writing`; returns the id of the inserted row, if any."""
+        return int(self._connection.execute(statement, tuple(values)).lastrowid or 0)
+
+    def change_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Run one statement for many rows inside `writing`."""
+        self._connection.executemany(statement, rows)
+
+    def plan(self) -> dict[str, Any]:
+        """Return the recorded plan; empty before the first fit."""
+        return {name: json.loads(value) for name, value in self.rows("SELECT name, value FROM plan")}
+
+    def set_wanted(self, keys: Iterable[str]) -> None:
+        """Say which stages may be published; a builder looks here before it does."""
+        self.change("DELETE FROM wanted")
+        self.change_many("INSERT OR IGNORE INTO wanted VALUES (?)", ((key,) for key in keys))
+
+    def wanted(self) -> set[str]:
+        """Return the keys of the stages that the record wants."""
+        return {key for (key,) in self.rows("SELECT key FROM wanted")}
+
+    def append_event(self, kind: str, **body: Any) -> None:
+        """Append an event to the chain. The body holds counts and salted commitments, never names."""
+        last = self.rows("SELECT number, digest FROM events ORDER BY number DESC LIMIT 1")
+        number, previous = (last[0][0] + 1, last[0][1]) if last else (1, bytes(32))
+        time, text = now(), json.dumps(body, sort_keys=True, separators=(",", ":"))
+        digest = event_digest(previous, number, kind, time, text)
+        self.change("INSERT INTO events VALUES (?, ?, ?, ?, ?)", (number, kind, time, text, digest))
+
+    def vacuum(self) -> None:
+        """Rewrite the file without free pages and check that no other connection prevented it.
+
+        Raises:
+            sqlite3.OperationalError: where another connection held the file; collection is then repeated.
+        """
+        with announced("vacuum"):
+            self._connection.execute("VACUUM")
+
+
+def event_digest(previous: bytes, number: int, kind: str, time: str, body: str) -> bytes:
+    """Return the digest that chains one event to the one before it."""
+    return chained("pybrush-event", previous, u64(number), kind.encode(), time.encode(), body.encode())
+
+
+def check_events(ledger: Ledger) -> int:
+    """Check the chain of events; return how many there are.
+
+    Raises:
+        CorruptRecordError: at the first event that does not follow from the one before it.
+    """
+    previous, count = bytes(32), 0
+    for number, kind, time, body, digest in ledger.rows("SELECT * FROM events ORDER BY number"):
+        count += 1
+        if number != count or digest != event_digest(previous, number, kind, time, body):
+            raise CorruptRecordError(f"event {number} of {ledger.path} does not follow from the one before it.")
+        previous = digest
+    return count

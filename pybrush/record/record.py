@@ -1,0 +1,247 @@
+"""A record: the folder in which a training run leaves what later requests need.
+
+`Record.open` opens one that exists; `create` writes a new one under its lock. Everything else (building,
+requests, collection, verification) works on an opened record. The layout is docs/record_format.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
+from pybrush.names import Namer
+from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
+from pybrush.record.files import unlink
+from pybrush.record.ledger import Ledger
+from pybrush.record.locks import coordinator_lock
+from pybrush.record.samples import Samples, read_samples
+from pybrush.record.secret import KeySource, find_key, lost_key
+from pybrush.record.store import StageStore
+
+if TYPE_CHECKING:
+    from pybrush.record.verify import Verification
+
+OrderKind = Literal["shuffled", "sequential"]
+Naming = Literal["content", "ids", "position"]
+
+
+@dataclass(frozen=True)
+class RecordPlan:
+    """What a record fixes at the first fit, as it stands in the ledger's table `plan`.
+
+    Attributes:
+        shards: S. slices: R.
+        epochs: the e that the user asked for.
+        epochs_per_slice: epochs of each stage, ceil(2 e / (R + 1)).
+        seed: 0 <= seed < 2^32.
+        key_id: tells the secret key from others.
+        order: whether the loader shuffles.
+        naming: how samples get their ids.
+        contents: whether content digests are kept.
+        initial_digest: digest of the initial state, in hexadecimal.
+        semantic: the semantic fingerprint, plain JSON.
+        semantic_digest: its digest, in hexadecimal.
+        adapter: which adapter made the record.
+        settings: what the adapter notes besides; not part of the fingerprint.
+        generation: 1; grows when everything is rebuilt from a new initial state.
+    """
+
+    shards: int
+    slices: int
+    epochs: int
+    epochs_per_slice: int
+    seed: int
+    key_id: str
+    order: OrderKind
+    naming: Naming
+    contents: Literal["digest", "off"]
+    initial_digest: str
+    semantic: Mapping[str, Any] = field(repr=False)
+    semantic_digest: str
+    adapter: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    generation: int = 1
+
+    @property
+    def roots(self) -> list[str]:
+        """The root key of each shard."""
+        initial, semantic = bytes.fromhex(self.initial_digest), bytes.fromhex(self.semantic_digest)
+        return [root_key(initial, semantic, shard) for shard in range(self.shards)]
+
+
+@dataclass(frozen=True)
+class RequestInfo:
+    """One request, as the ledger tells it.
+
+    Attributes:
+        number: counted from 1.
+        state: "pending", "committed", "collected", "sealed" or "cancelled".
+        method: such as "rebuild".
+        rows: rows it strikes, copies counted.
+        accepted: time in UTC. committed: time, or None. sealed: time, or None.
+        outcome: guarantee and cost, plain values; empty before the commit.
+    """
+
+    number: int
+    state: str
+    method: str
+    rows: int
+    accepted: str
+    committed: str | None
+    sealed: str | None
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Record:
+    """An opened record.
+
+    Example:
+        >>> Record.open("records/faces").verify()  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path, ledger: Ledger, key: bytes | None) -> None:
+        self.folder, self.ledger, self.store = folder, ledger, StageStore(folder)
+        self.namer = Namer(key) if key is not None else None
+
+    @classmethod
+    def open(cls, path: str | Path, key: KeySource = None) -> Record:
+        """Open the record in a folder; without its key, what needs no names works.
+
+        Args:
+            path: the record's folder.
+            key: 32 bytes or a callable; None: the environment's, or the file beside the record.
+
+        Raises:
+            RecordError: where there is no record.
+            SecretKeyError: where the key is another record's.
+            CorruptRecordError: for another format version or an unreadable ledger.
+        """
+        folder = Path(path)
+        if not (folder / "ledger.sqlite").is_file():
+            raise RecordError(f"there is no record in {folder}; train with SISA(record={str(folder)!r}) to make one.")
+        record = cls(folder, Ledger(folder / "ledger.sqlite"), find_key(folder, key))
+        if not record.ledger.plan():
+            record.close()
+            raise RecordError(f"the record in {folder} was not finished when it was made; run the training again.")
+        if record.namer is not None and record.namer.key_id != record.plan.key_id:
+            record.close()
+            raise SecretKeyError(f"the key given for {folder} is another record's; pass the one it was made with.")
+        return record
+
+    def close(self) -> None:
+        """Close the ledger's file."""
+        self.ledger.close()
+
+    @cached_property
+    def plan(self) -> RecordPlan:
+        """What was fixed at the first fit."""
+        try:
+            return RecordPlan(**self.ledger.plan())
+        except TypeError as error:
+            raise CorruptRecordError(f"the plan in {self.ledger.path} is not complete ({error}).") from error
+
+    @property
+    def names(self) -> Namer:
+        """The names under the record's key.
+
+        Raises:
+            SecretKeyError: where the key is lost.
+        """
+        if self.namer is None:
+            raise lost_key(self.folder)
+        return self.namer
+
+    def samples(self) -> Samples:
+        """Return all recorded samples."""
+        return read_samples(self.ledger)
+
+    def graph(self) -> tuple[Stage, ...]:
+        """Return the stages that the samples in the record call for, built or not."""
+        return self.graph_of(self.samples(), dict(self.digests()))
+
+    def digests(self) -> list[tuple[tuple[int, int], bytes]]:
+        """Return the recorded digest of each cell that has rows."""
+        return [((s, r), digest) for s, r, digest in self.ledger.rows("SELECT shard, slice, digest FROM cells")]
+
+    def graph_of(self, samples: Samples, digests: Mapping[tuple[int, int], bytes]) -> tuple[Stage, ...]:
+        """Return the stages that some samples call for, given the digests of their cells."""
+        return stage_graph(samples.cell_rows(self.plan.shards, self.plan.slices), digests, self.plan.roots)
+
+    def constituents(self) -> dict[int, str]:
+        """Return the key of the last stage of each trained shard."""
+        return {shard: stage.key for shard, stage in constituents(self.graph()).items()}
+
+    @property
+    def requests(self) -> tuple[RequestInfo, ...]:
+        """All requests, in the order in which they came."""
+        rows = self.ledger.rows(
+            "SELECT number, state, method, rows, accepted, committed, sealed, outcome FROM requests ORDER BY number"
+        )
+        return tuple(
+            RequestInfo(number, state, method, struck, accepted, committed, sealed, json.loads(outcome or "{}"))
+            for number, state, method, struck, accepted, committed, sealed, outcome in rows
+        )
+
+    def register_artefact(self, path: str | Path, stage: str, kind: str) -> None:
+        """Note a file that user code is about to write and that holds the state of a stage.
+
+        A file of another stage at the same path is removed first: it is about to be replaced, and
+        registered under the new stage it would outlive a request that takes the old one.
+        """
+        place = Path(path).resolve()
+        with coordinator_lock(self.folder):
+            held = self.ledger.rows("SELECT stage FROM artefacts WHERE path = ?", (str(place),))
+            if held and held[0][0] != stage:
+                unlink(place)
+            with self.ledger.writing("artefact"):
+                self.ledger.change("INSERT OR REPLACE INTO artefacts VALUES (?, ?, ?)", (str(place), stage, kind))
+
+    def artefacts(self) -> dict[str, str]:
+        """Return the path of each registered artefact and the key of the stage whose state it holds."""
+        return dict(self.ledger.rows("SELECT path, stage FROM artefacts ORDER BY path"))
+
+    def verify(self) -> Verification:
+        """Check everything that must be true of the record.
+
+        Raises:
+            CorruptRecordError: at the first defect.
+            ErasureError: where something remains that a request should have taken.
+        """
+        from pybrush.record.verify import verify
+
+        return verify(self)
+
+    def cancel(self, request: int) -> None:
+        """Withdraw a pending request; the stages built for it are removed, the model stays as it was.
+
+        Raises:
+            RecordError: where the request is not pending.
+            LockedError: where another process serves it.
+        """
+        from pybrush.record.transaction import cancel
+
+        cancel(self, request)
+
+    def aggregate(self, module: Any) -> Any:
+        """Return one model that predicts with all constituents, built in the shape of `module`.
+
+        Args:
+            module: the model that the record was trained with; it is not changed.
+
+        Raises:
+            UnsupportedError: where no installed adapter knows the model.
+        """
+        from pybrush.adapters import adapter_of
+
+        return adapter_of(module).aggregate(self, module)
+
+
+def write_plan(ledger: Ledger, plan: RecordPlan) -> None:
+    """Write the plan into an empty ledger, inside a transaction."""
+    rows = ((name, json.dumps(value, sort_keys=True)) for name, value in asdict(plan).items())
+    ledger.change_many("INSERT INTO plan VALUES (?, ?)", rows)

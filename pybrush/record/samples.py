@@ -1,0 +1,218 @@
+"""The samples of a record as arrays: who is in which cell, how often, and what a strike leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pybrush.errors import ConfigurationError, IdError
+from pybrush.names import Names, as_names, ascending, sortable
+from pybrush.plan.graph import slice_digest
+from pybrush.plan.order import StageRows
+from pybrush.plan.placement import cells_of
+from pybrush.record.ledger import Ledger
+from pybrush.request import Roster, Strikes, counted
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All recorded samples, in ascending order of their names.
+
+    Attributes:
+        names: pseudonyms, shape (n, 16).
+        placements: the names that decided placement: the first subject's, else the sample's own.
+        shards: shape (n,). slices: shape (n,).
+        contents: content digests, zeros where off, shape (n, 16).
+        copies: equal rows that the name stands for, shape (n,).
+        positions: place in the data set's order under a sequential loader, else -1, shape (n,).
+    """
+
+    names: Names
+    placements: Names
+    shards: Ints
+    slices: Ints
+    contents: Names
+    copies: Ints
+    positions: Ints
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, copies counted."""
+        return int(self.copies.sum())
+
+    def find(self, names: Names) -> Ints:
+        """Return the index of each name, or -1 where it is not recorded, shape (n,)."""
+        if not len(self) or not len(names):
+            return np.full(len(names), -1, dtype=np.int64)
+        own, asked = sortable(self.names), sortable(names)
+        at = np.minimum(np.searchsorted(own, asked), len(own) - 1)
+        return np.where(own[at] == asked, at, -1).astype(np.int64)
+
+    def without(self, strikes: Strikes) -> Samples:
+        """Return the samples that a request leaves; its names must be recorded often enough."""
+        copies = self.copies.copy()
+        copies[self.find(strikes.names)] -= strikes.copies
+        kept = replace(self, copies=copies)
+        return kept.where(copies > 0)
+
+    def restored(self, strikes: Strikes) -> Samples:
+        """Return the samples as they were before a request took them, for look-ups alone (no placement)."""
+        at = self.find(strikes.names)
+        copies = self.copies.copy()
+        copies[at[at >= 0]] += strikes.copies[at >= 0]
+        new = at < 0
+        blank = np.zeros(int(new.sum()), dtype=np.int64)
+        names = np.vstack([self.names, strikes.names[new]])
+        order = ascending(names)
+        whole = Samples(
+            names, np.vstack([self.placements, strikes.names[new]]), np.append(self.shards, blank),
+            np.append(self.slices, blank), np.vstack([self.contents, strikes.contents[new]]),
+            np.append(copies, strikes.copies[new]), np.append(self.positions, blank - 1),
+        )  # fmt: skip
+        return Samples(*(getattr(whole, f.name)[order] for f in fields(Samples)))
+
+    def where(self, mask: NDArray[np.bool_]) -> Samples:
+        """Return the samples that a mask of shape (n,) selects."""
+        return Samples(*(getattr(self, f.name)[mask] for f in fields(Samples)))
+
+    def cell_rows(self, shards: int, slices: int) -> Ints:
+        """Return the rows in each cell, copies counted, shape (shards, slices)."""
+        cells = np.bincount(self.shards * slices + self.slices, weights=self.copies, minlength=shards * slices)
+        return cells.astype(np.int64).reshape(shards, slices)
+
+    def digests(self, cells: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+        """Return the slice digest of each of `cells`."""
+        found = {}
+        for shard, cell in cells:
+            members = np.flatnonzero((self.shards == shard) & (self.slices == cell))
+            members = members[np.argsort(self.positions[members], kind="stable")]
+            found[shard, cell] = slice_digest(self.names[members], self.contents[members], self.copies[members])
+        return found
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Which rows of a data set stand for which recorded sample.
+
+    Attributes:
+        sample: index into the record's samples, ascending, one entry a usable row, shape (m,).
+        copy: which copy of its sample the row is, shape (m,).
+        position: where the row lies in the data set, shape (m,).
+        present: usable rows of each recorded sample, shape (n,).
+        unrecorded: rows of the data set that the record does not hold.
+    """
+
+    sample: Ints
+    copy: Ints
+    position: Ints
+    present: Ints
+    unrecorded: int
+
+    def stage_rows(self, samples: Samples, shard: int, last_slice: int) -> StageRows:
+        """Return the rows of slices 0 to `last_slice` of a shard."""
+        member = (samples.shards == shard) & (samples.slices <= last_slice)
+        rows = np.flatnonzero(member[self.sample])
+        return StageRows(samples.names[self.sample[rows]], self.copy[rows], self.position[rows])
+
+
+def hold(samples: Samples, roster: Roster) -> Holdings:
+    """Match a data set with the record: a recorded name uses as many rows as it counts, at most."""
+    names, _, counts = counted(roster.names)
+    order = ascending(roster.names)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    copy = np.arange(len(order)) - starts
+    sample = np.repeat(samples.find(names), counts)
+    limit = np.where(sample >= 0, samples.copies[sample] if len(samples) else 0, 0)
+    usable = copy < limit
+    present = np.bincount(sample[usable], minlength=len(samples)).astype(np.int64)
+    return Holdings(
+        sample[usable], copy[usable].astype(np.int64), order[usable].astype(np.int64), present, int((~usable).sum())
+    )
+
+
+def record_roster(roster: Roster, shards: int, slices: int, sequential: bool, kept: NDArray[np.bool_]) -> Samples:
+    """Return the samples of a data set that is recorded for the first time.
+
+    Args:
+        roster: the data set.
+        shards: S. slices: R.
+        sequential: whether the loader keeps the data set's order.
+        kept: which rows may be trained on (the others are suppressed), shape (rows,).
+
+    Raises:
+        IdError: for equal rows under a sequential loader, where the position of each matters.
+    """
+    at = np.flatnonzero(kept)
+    names, first, copies = counted(roster.names[at])
+    positions = at[first]
+    if sequential and (copies > 1).any():
+        raise IdError(
+            f"under a loader that does not shuffle, equal rows need ids to be told apart; "
+            f"{int((copies > 1).sum())} contents occur more than once. Pass ids= to SISA, or shuffle=True."
+        )
+    owners = [roster.owners[p] for p in positions.tolist()]
+    placements = as_names(owner or name.tobytes() for owner, name in zip(owners, names, strict=True))
+    shard, cell = cells_of(placements, shards, slices)
+    order = positions if sequential else np.full(len(names), -1, dtype=np.int64)
+    if not len(names):
+        raise ConfigurationError("the data set has no rows to train on; pass one that has.")
+    return Samples(names, placements, shard, cell, roster.contents_at(positions), copies, order)
+
+
+def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
+    """Insert samples and their subjects, inside a transaction of an empty ledger."""
+    own = (samples.placements == samples.names).all(axis=1)
+    rows = zip(
+        (row.tobytes() for row in samples.names),
+        (None if same else row.tobytes() for same, row in zip(own.tolist(), samples.placements, strict=True)),
+        samples.shards.tolist(),
+        samples.slices.tolist(),
+        (row.tobytes() for row in samples.contents),
+        samples.copies.tolist(),
+        (None if p < 0 else p for p in samples.positions.tolist()),
+        strict=True,
+    )
+    ledger.change_many("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    recorded = samples.find(roster.names) >= 0
+    pairs = (
+        (subject, roster.names[p].tobytes()) for p in np.flatnonzero(recorded).tolist() for subject in roster.subjects[p]
+    )
+    ledger.change_many("INSERT OR IGNORE INTO subjects VALUES (?, ?)", pairs)
+
+
+def read_samples(ledger: Ledger) -> Samples:
+    """Read all samples from the ledger, in ascending order of names."""
+    rows = ledger.rows("SELECT name, placement, shard, slice, content, copies, position FROM samples ORDER BY name")
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 7
+    names, placements, shards, slices, contents, copies, positions = columns
+    return Samples(
+        as_names(names),
+        as_names(name if placement is None else placement for name, placement in zip(names, placements, strict=True)),
+        np.array(shards, dtype=np.int64),
+        np.array(slices, dtype=np.int64),
+        as_names(contents),
+        np.array(copies, dtype=np.int64),
+        np.array([-1 if p is None else p for p in positions], dtype=np.int64),
+    )
+
+
+def strike_samples(ledger: Ledger, before: Samples, strikes: Strikes) -> None:
+    """Take struck copies, and names left without any, out of the ledger, inside a transaction."""
+    left = before.copies[before.find(strikes.names)] - strikes.copies
+    gone = [row.tobytes() for row in strikes.names[left == 0]]
+    fewer = [(int(n), row.tobytes()) for n, row in zip(left, strikes.names, strict=True) if n > 0]
+    ledger.change_many("UPDATE samples SET copies = ? WHERE name = ?", fewer)
+    ledger.change_many("DELETE FROM samples WHERE name = ?", ((name,) for name in gone))
+    ledger.change("CREATE TEMP TABLE IF NOT EXISTS gone (name BLOB PRIMARY KEY)")
+    ledger.change("DELETE FROM temp.gone")
+    ledger.change_many("INSERT INTO temp.gone VALUES (?)", ((name,) for name in gone))
+    ledger.change("DELETE FROM subjects WHERE name IN (SELECT name FROM temp.gone)")
+    ledger.change("DELETE FROM temp.gone")

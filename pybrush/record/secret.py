@@ -1,0 +1,72 @@
+"""The secret key of a record: where it is kept, how it is made once, and how it is told from others.
+
+The key is the only way from a sample to its name on disk. It lies beside the record's folder, never in
+it, so that a copy of the record alone reveals no names.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from pybrush.errors import SecretKeyError
+from pybrush.hashing import KEY_BYTES
+from pybrush.record.files import move, unlink, write_new
+
+KEY_VARIABLE = "PYBRUSH_KEY_FILE"
+"""Environment variable that names a file holding the key, in place of `<record>.key`."""
+
+KeySource = bytes | Callable[[], bytes] | None
+
+
+def key_path(record: Path) -> Path:
+    """Return where the key of a record is kept when the user passes none."""
+    named = os.environ.get(KEY_VARIABLE)
+    return Path(named) if named else record.with_name(record.name + ".key")
+
+
+def find_key(record: Path, source: KeySource) -> bytes | None:
+    """Return the key from the argument, the environment or the file beside the record; None if there is none.
+
+    Raises:
+        SecretKeyError: where a key is there and is not 32 bytes.
+    """
+    if source is not None:
+        return _checked(source() if callable(source) else source, "key=")
+    path = key_path(record)
+    if not path.exists():
+        return None
+    return _checked(path.read_bytes(), str(path))
+
+
+def make_key(record: Path) -> bytes:
+    """Make a key from the operating system's randomness and write it beside the record.
+
+    Called under the record's lock, before the ledger exists; who comes later finds the file.
+    """
+    key = secrets.token_bytes(KEY_BYTES)
+    path = key_path(record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    unlink(temporary)
+    write_new(temporary, key)
+    move(temporary, path)
+    return key
+
+
+def lost_key(record: Path) -> SecretKeyError:
+    """Return the error for a record whose key cannot be found."""
+    return SecretKeyError(
+        f"the secret key of {record} was not found at {key_path(record)}. Its weights stay readable, but no sample "
+        f"can be matched without the key, so no request can be served: restore the file, set {KEY_VARIABLE}, or "
+        "pass key=."
+    )
+
+
+def _checked(key: bytes, where: str) -> bytes:
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        size = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+        raise SecretKeyError(f"the key from {where} must be {KEY_BYTES} bytes; got {size}.")
+    return key

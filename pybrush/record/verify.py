@@ -1,0 +1,130 @@
+"""What must be true of a record, and whether it is: manifest by manifest, digest by digest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pybrush.errors import CorruptRecordError, ErasureError
+from pybrush.plan.graph import Stage
+from pybrush.record import states
+from pybrush.record.fingerprint import semantic_digest
+from pybrush.record.ledger import check_events
+from pybrush.record.record import Record
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found to be true.
+
+    Attributes:
+        stages: stages whose files match their manifests.
+        missing: stages that are still to be built: the fit or a request is not finished.
+        rows: recorded rows, copies counted.
+        events: events in the unbroken chain.
+        pending: unfinished requests, "number: state, n days old".
+        unwanted: stages on disk that the plan does not want; the next collection takes them.
+        artefacts: registered files of user code that exist.
+    """
+
+    stages: int
+    missing: tuple[str, ...]
+    rows: int
+    events: int
+    pending: tuple[str, ...]
+    unwanted: tuple[str, ...]
+    artefacts: int
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is missing, pending or unwanted."""
+        return not (self.missing or self.pending or self.unwanted)
+
+
+def verify(record: Record) -> Verification:
+    """Check a record (see `Record.verify`)."""
+    events = check_events(record.ledger)
+    _check_plan(record)
+    stages = record.graph()
+    _check_cells(record)
+    shas = {"": _check_state(record, "initial")}
+    missing = []
+    for stage in stages:
+        if record.store.has(stage.key):
+            shas[stage.key] = _check_stage(record, stage, shas)
+        else:
+            missing.append(stage.key)
+    pending = tuple(
+        f"{request.number}: {request.state}, {_days(request.accepted)} days old"
+        for request in record.requests
+        if request.state not in ("sealed", "cancelled")
+    )
+    wanted = record.ledger.wanted()
+    if not pending and wanted != {stage.key for stage in stages}:
+        raise CorruptRecordError(f"the stages that {record.ledger.path} wants are not those of its samples.")
+    return Verification(
+        len(stages) - len(missing),
+        tuple(missing),
+        record.samples().rows,
+        events,
+        pending,
+        tuple(sorted(record.store.keys() - wanted)),
+        _check_artefacts(record, wanted),
+    )
+
+
+def _check_plan(record: Record) -> None:
+    plan = record.plan
+    if semantic_digest(plan.semantic).hex() != plan.semantic_digest:
+        raise CorruptRecordError(f"the fingerprint in {record.ledger.path} does not have the digest beside it.")
+    if record.store.manifest("initial").key != "initial":
+        raise CorruptRecordError(f"{record.store.initial} does not hold the initial state.")
+    if states.init_digest(states.load(record.store.initial)) != plan.initial_digest:
+        raise CorruptRecordError(f"the initial state in {record.store.initial} is not the one that was recorded.")
+
+
+def _check_cells(record: Record) -> None:
+    """Compare the recorded rows and digests of each cell with those of its samples."""
+    samples, plan = record.samples(), record.plan
+    counts = samples.cell_rows(plan.shards, plan.slices)
+    recorded = {(s, r): (n, d) for s, r, n, d in record.ledger.rows("SELECT shard, slice, rows, digest FROM cells")}
+    cells = [(s, r) for s in range(plan.shards) for r in range(plan.slices) if counts[s, r]]
+    found = {cell: (int(counts[cell]), digest) for cell, digest in samples.digests(cells).items()}
+    if found != recorded:
+        wrong = sorted(cell for cell in found.keys() | recorded.keys() if found.get(cell) != recorded.get(cell))
+        raise CorruptRecordError(f"cells {wrong} of {record.ledger.path} do not match their samples.")
+
+
+def _check_state(record: Record, key: str) -> str:
+    """Check the files of a state against its manifest; return its hash."""
+    sha256 = record.store.manifest(key).sha256
+    if states.state_sha256(record.store.path(key)) != sha256:
+        raise CorruptRecordError(f"the state in {record.store.path(key)} is not the one that its manifest names.")
+    return sha256
+
+
+def _check_stage(record: Record, stage: Stage, shas: dict[str, str]) -> str:
+    """Check a stage against its place in the graph; return its hash."""
+    manifest = record.store.manifest(stage.key)
+    expected = (stage.parent, stage.shard, stage.slice, stage.rows)
+    came = (manifest.parent, manifest.shard, manifest.slice, manifest.rows)
+    if came != expected:
+        raise CorruptRecordError(f"stage {stage.key} should be (parent, shard, slice, rows) {expected}; it is {came}.")
+    parent = shas.get("" if stage.starts_shard else stage.parent)
+    if parent is not None and manifest.parent_sha256 != parent:
+        raise CorruptRecordError(f"stage {stage.key} was not built from the state of its parent.")
+    return _check_state(record, stage.key)
+
+
+def _check_artefacts(record: Record, wanted: set[str]) -> int:
+    left = [path for path, stage in record.artefacts().items() if stage not in wanted and Path(path).exists()]
+    if left:
+        raise ErasureError(f"files of stages that are forgotten still exist: {json.dumps(left)}.")
+    return sum(Path(path).exists() for path in record.artefacts())
+
+
+def _days(accepted: str) -> int:
+    then = datetime.strptime(accepted, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    return (datetime.now(UTC) - then).days

@@ -1,0 +1,100 @@
+"""The page of a result: one plain, self-contained HTML file, every value escaped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pybrush.guarantee import Assumption, as_plain
+
+if TYPE_CHECKING:
+    from pybrush.result import UnlearnResult
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
+    "table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}"
+    "th,td{border:1px solid #bbb;padding:.35rem .6rem;text-align:left;vertical-align:top}"
+    "th{background:#f3f3f3}code{font-size:.9em;overflow-wrap:anywhere}"
+)
+
+
+def write_page(result: UnlearnResult, path: Path) -> Path:
+    """Write the page of a result, readable by its owner alone; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(page(result))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def page(result: UnlearnResult) -> str:
+    """Return the page of a result as HTML text."""
+    title = f"Erasure request {result.request}"
+    kind = as_plain(result.guarantee)
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        _table(_summary(result)),
+        "<h2>What is guaranteed</h2>",
+        _table((name, value) for name, value in kind.items() if name != "assumptions" and value not in ((), None)),
+        *_assumptions(getattr(result.guarantee, "assumptions", ())),
+        "<h2>What it cost, beside a retrain</h2>",
+        _table(_cost(result)),
+        "<h2>What was erased and checked</h2>",
+        _table(result.audit.items()),
+        "<p>Files were unlinked. Unlinking does not overwrite the medium: copies in backups, snapshots or on "
+        "flash cells are outside what this software can reach.</p>",
+    ]
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _summary(result: UnlearnResult) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [
+        ("record", result.record),
+        ("method", result.method),
+        ("rows forgotten", result.forgotten),
+        ("trained shards", ", ".join(map(str, result.shards))),
+    ]
+    if result.left_out:
+        rows.append(("shards left out (too few rows)", ", ".join(map(str, result.left_out))))
+    return rows + [("note", note) for note in result.notes]
+
+
+def _cost(result: UnlearnResult) -> list[tuple[str, str]]:
+    cost = result.cost
+    return [
+        ("stages rebuilt", f"{cost.stages_rebuilt} of {cost.stages}"),
+        ("row visits (rows times epochs)", f"{cost.visits:,} of {cost.retrain_visits:,} for a retrain"),
+        ("optimizer steps", f"{cost.steps:,}"),
+        ("seconds of training", f"{cost.seconds:.2f} of {cost.retrain_seconds:.2f} for a retrain"),
+    ]
+
+
+def _assumptions(assumptions: Iterable[Assumption]) -> list[str]:
+    rows = "".join(
+        f"<tr><td>{escape(a.name)}</td><td>{escape(a.statement)}</td><td>{a.how}</td><td>{a.holds}</td></tr>"
+        for a in assumptions
+    )
+    if not rows:
+        return []
+    head = "<tr><th>assumption</th><th>statement</th><th>how it is known</th><th>holds</th></tr>"
+    return ["<h2>Under which assumptions</h2>", f"<table>{head}{rows}</table>"]
+
+
+def _table(rows: Iterable[tuple[str, Any]]) -> str:
+    return "<table>" + "".join(f"<tr><th>{escape(str(n))}</th><td>{_value(v)}</td></tr>" for n, v in rows) + "</table>"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "<br>".join(_value(item) for item in value) or "none"
+    return f"<code>{escape(str(value))}</code>" if isinstance(value, Path) else escape(str(value))

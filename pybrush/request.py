@@ -1,0 +1,191 @@
+"""From rows, ids and persons to pseudonyms: what a data set holds, and what a request strikes.
+
+A `Roster` names the rows of a data set as it is now. `Strikes` is a request: which names lose how many
+copies. Resolution comes before anything is touched, and every error here counts what it could not match.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pybrush.errors import CorruptRecordError, IdError
+from pybrush.hashing import NAME_BYTES, chained, u64
+from pybrush.names import Namer, Names, as_names, ascending, sortable
+
+_MAGIC = b"PYBRUSH-PENDING1"
+NO_CONTENT = bytes(NAME_BYTES)
+"""The content digest of every sample where contents are off."""
+
+Encoder = Callable[[int], bytes]
+"""Position -> canonical bytes of the raw sample there (`pybrush.content.encode`)."""
+
+
+class Roster:
+    """The rows of a data set as it is now, under their names, in data set order.
+
+    Args:
+        namer: names under the record's key.
+        length: number of rows.
+        ids: the id of each row, or None to name rows by content.
+        subjects: the subjects (persons) of each row, or None.
+        encode: canonical bytes of the raw sample at a position; None where contents are off.
+
+    Raises:
+        IdError: for repeated ids, with their count, and for ids or subjects of the wrong kind or number.
+    """
+
+    def __init__(
+        self,
+        namer: Namer,
+        length: int,
+        ids: Sequence[Any] | None,
+        subjects: Sequence[Sequence[Any]] | None,
+        encode: Encoder | None,
+    ) -> None:
+        self._namer, self._encode = namer, encode
+        self._digests: dict[int, bytes] = {}
+        _check_length("ids", ids, length)
+        _check_length("subjects", subjects, length)
+        self.by_content = ids is None
+        self.subjects = _subject_names(namer, subjects, length)
+        self.owners: list[bytes | None] = [row[0] if row else None for row in self.subjects]
+        self.names = self._by_content(length) if ids is None else _given(namer, ids)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def contents_at(self, positions: Sequence[int] | NDArray[np.int64]) -> Names:
+        """Return the content digests of the rows at `positions`, shape (len(positions), 16)."""
+        wanted = [int(p) for p in positions]
+        if self._encode is None:
+            return np.zeros((len(wanted), NAME_BYTES), dtype=np.uint8)
+        unread = [p for p in dict.fromkeys(wanted) if p not in self._digests]
+        read = self._namer.contents(map(self._encode, unread))
+        self._digests.update((p, row.tobytes()) for p, row in zip(unread, read, strict=True))
+        return as_names(self._digests[p] for p in wanted)
+
+    def _by_content(self, length: int) -> Names:
+        contents = self.contents_at(range(length))
+        return self._namer.content_samples(contents, self.owners)
+
+
+@dataclass(frozen=True)
+class Strikes:
+    """A request as a multiset of names.
+
+    Attributes:
+        names: pseudonyms in ascending order, each once, shape (n, 16).
+        contents: their content digests, shape (n, 16).
+        copies: how many copies each loses, shape (n,).
+        subjects: pseudonyms of the subjects that asked, ascending, shape (m, 16).
+        orphans: pseudonyms of other subjects that lose their last row: nothing may hold them afterwards.
+    """
+
+    names: Names
+    contents: Names
+    copies: NDArray[np.int64]
+    subjects: Names
+    orphans: Names = field(default_factory=lambda: np.zeros((0, NAME_BYTES), np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows struck, copies counted."""
+        return int(self.copies.sum())
+
+    def body(self) -> bytes:
+        """Return the rows as bytes: name, content digest, copies as u64; 40 bytes each."""
+        counts = self.copies.astype("<u8").view(np.uint8).reshape(-1, 8)
+        return np.hstack([self.names, self.contents, counts]).tobytes()
+
+    def commitment(self, salt: bytes) -> bytes:
+        """Return the salted hash that stands for the request in events, 32 bytes."""
+        return chained("pybrush-commit", salt, self.body())
+
+    def to_bytes(self) -> bytes:
+        """Return the pending file of a request, closed by its SHA-256."""
+        sizes = u64(len(self.names)) + u64(len(self.subjects))
+        data = _MAGIC + sizes + self.body() + self.subjects.tobytes() + self.orphans.tobytes()
+        return data + hashlib.sha256(data).digest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Strikes:
+        """Read a pending file.
+
+        Raises:
+            CorruptRecordError: where it is truncated or changed.
+        """
+        content, digest = data[:-32], data[-32:]
+        if not content.startswith(_MAGIC) or hashlib.sha256(content).digest() != digest:
+            raise CorruptRecordError("a pending request's file is truncated or changed; restore it from a backup.")
+        count, asked = (int.from_bytes(content[at : at + 8], "little") for at in (16, 24))
+        rows = np.frombuffer(content, np.uint8, count * 40, 32).reshape(count, 40)
+        others = as_names([content[32 + count * 40 :]]).copy()
+        copies = np.ascontiguousarray(rows[:, 32:]).view("<u8").ravel().astype(np.int64)
+        return cls(rows[:, :16].copy(), rows[:, 16:32].copy(), copies, others[:asked], others[asked:])
+
+    def same_request(self, other: Strikes) -> bool:
+        """Whether both name the same multiset of rows, for the same subjects."""
+        return self.body() == other.body() and np.array_equal(self.subjects, other.subjects)
+
+
+def strikes(names: Names, contents: Names, copies: NDArray[np.int64], subjects: Names | None = None) -> Strikes:
+    """Make a request from names that occur once each, in any order."""
+    order = ascending(names)
+    owners = subjects if subjects is not None else np.zeros((0, NAME_BYTES), np.uint8)
+    return Strikes(names[order], contents[order], copies[order].astype(np.int64), np.unique(owners, axis=0))
+
+
+def counted(names: Names) -> tuple[Names, NDArray[np.int64], NDArray[np.int64]]:
+    """Return each name once in ascending order, the position of its first row, and how many rows it has."""
+    order = ascending(names)
+    view = sortable(names)[order]
+    first = np.ones(len(view), dtype=bool)
+    first[1:] = view[1:] != view[:-1]
+    starts = np.flatnonzero(first)
+    counts = np.diff(np.append(starts, len(view)))
+    return names[order[starts]], order[starts].astype(np.int64), counts.astype(np.int64)
+
+
+def shown(names: Names) -> str:
+    """Return at most five pseudonyms for an error message."""
+    listed = ", ".join(row.tobytes().hex() for row in names[:5])
+    return listed + (", ..." if len(names) > 5 else "")
+
+
+def _given(namer: Namer, ids: Sequence[Any]) -> Names:
+    names = namer.samples(ids)
+    unique, _, counts = counted(names)
+    if len(unique) < len(names):
+        raise IdError(
+            f"ids must name each row once; {int((counts > 1).sum())} ids are repeated, on "
+            f"{int(counts[counts > 1].sum())} rows. Give each row an id of its own."
+        )
+    return names
+
+
+def _check_length(what: str, values: Sequence[Any] | None, length: int) -> None:
+    if values is not None and len(values) != length:
+        raise IdError(f"{what} must have one entry for each of the {length} rows; got {len(values)}.")
+
+
+def _subject_names(
+    namer: Namer, subjects: Sequence[Sequence[Any]] | None, length: int
+) -> list[tuple[bytes, ...]]:
+    """Return the pseudonyms of the subjects of each row; each subject is hashed once."""
+    if subjects is None:
+        return [()] * length
+    known: dict[tuple[type, Any], bytes] = {}
+    for row in subjects:
+        for subject in row:
+            if (type(subject), subject) not in known:
+                known[type(subject), subject] = namer.subjects([subject]).tobytes()
+    return [tuple(known[type(subject), subject] for subject in row) for row in subjects]

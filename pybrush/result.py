@@ -1,0 +1,78 @@
+"""What a request returns: the model, the guarantee, and what it cost beside a retrain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pybrush.guarantee import Guarantee
+
+
+@dataclass(frozen=True)
+class UnlearnCost:
+    """What a request took, and what training again without the forget set would take.
+
+    Attributes:
+        stages_rebuilt: stages that were trained.
+        stages: trained stages that the record has afterwards.
+        visits: rows times epochs of the stages that had to be rebuilt.
+        steps: optimizer steps of these stages.
+        seconds: seconds spent training them.
+        retrain_visits: rows times epochs of all stages, what a retrain under the same plan visits.
+        retrain_seconds: the sum of the seconds measured for each stage of the record.
+    """
+
+    stages_rebuilt: int
+    stages: int
+    visits: int
+    steps: int
+    seconds: float
+    retrain_visits: int
+    retrain_seconds: float
+
+
+@dataclass(frozen=True)
+class UnlearnResult:
+    """The outcome of a request.
+
+    Attributes:
+        model: what to deploy: the user's model with one constituent, else the aggregate of all.
+        guarantee: Exact, Certified or Empirical.
+        method: how it was done, such as "rebuild"; "none" where nothing was left to do.
+        request: the request's number in the record; 0 for a dry run or where nothing was left to do.
+        cost: what it took beside a retrain.
+        audit: what was checked, as plain values: erased files, the byte search, equal rows that stay.
+        record: the folder of the record.
+        shards: trained shards that the aggregate has.
+        left_out: shards with too few rows to train, left out of the aggregate.
+        forgotten: rows that this request struck, copies counted.
+        notes: what the caller should know, one sentence each.
+        salt: opens the request's commitment in the events; kept nowhere else, in hexadecimal.
+    """
+
+    model: Any
+    guarantee: Guarantee
+    method: str
+    request: int
+    cost: UnlearnCost
+    audit: dict[str, Any]
+    record: Path
+    shards: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
+    forgotten: int = 0
+    notes: tuple[str, ...] = ()
+    salt: str = field(default="", repr=False)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the result as one self-contained HTML page, readable by its owner alone.
+
+        Args:
+            path: the file to write; an existing one is replaced.
+
+        Returns:
+            The path of the page.
+        """
+        from pybrush.report import write_page
+
+        return write_page(self, Path(path))

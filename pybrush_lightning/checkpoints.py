@@ -1,0 +1,71 @@
+"""Checkpoints that user code writes: each is registered with its stage before it is written.
+
+`Trainer.save_checkpoint` is wrapped once per Lightning package when PyBrush is imported; trainers without
+SISA go straight through. `torch.save` of a state dict cannot be seen (docs/pitfalls.md).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from pybrush_lightning import _private
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def wrap_save_checkpoint(trainer_class: Any) -> None:
+    """Let a Trainer class announce each checkpoint to its SISA callback; does nothing the second time."""
+    original = trainer_class.save_checkpoint
+    if getattr(original, "announces_to_sisa", False):
+        return
+
+    @functools.wraps(original)
+    def save_checkpoint(self: Any, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        for callback in self.callbacks:
+            if hasattr(callback, "before_save"):
+                callback.before_save(self, filepath)
+        original(self, filepath, *args, **kwargs)
+
+    save_checkpoint.announces_to_sisa = True  # type: ignore[attr-defined]
+    trainer_class.save_checkpoint = save_checkpoint
+
+
+def checkpoint_callbacks(trainer: Trainer) -> list[Any]:
+    """Return the ModelCheckpoint callbacks of a trainer, of either package."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
+    return [c for c in callbacks if any(base.__name__ == "ModelCheckpoint" for base in type(c).__mro__)]
+
+
+def reset(trainer: Trainer) -> None:
+    """Let every ModelCheckpoint begin anew; without this a stage deletes the files of the one before."""
+    for callback in checkpoint_callbacks(trainer):
+        _private.reset_checkpoint_callback(callback)
+
+
+def paths(trainer: Trainer) -> dict[str, dict[str, str]]:
+    """Return where each ModelCheckpoint has its best and last file of the stage that just ran."""
+    return {
+        callback.state_key: {"best": callback.best_model_path, "last": callback.last_model_path}
+        for callback in checkpoint_callbacks(trainer)
+    }
+
+
+def point_to(trainer: Trainer, found: dict[str, dict[str, str]]) -> None:
+    """Let every ModelCheckpoint point to the files of the constituent that the module holds, '' if none."""
+    for callback in checkpoint_callbacks(trainer):
+        _private.reset_checkpoint_callback(callback)
+        held = found.get(callback.state_key, {})
+        callback.best_model_path, callback.last_model_path = held.get("best", ""), held.get("last", "")
+
+
+def snapshot(trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the attributes of every ModelCheckpoint, to put back after an error."""
+    return [{**vars(c), "best_k_models": dict(c.best_k_models)} for c in checkpoint_callbacks(trainer)]
+
+
+def put_back(trainer: Trainer, attributes: list[dict[str, Any]]) -> None:
+    """Give every ModelCheckpoint the attributes it had."""
+    for callback, held in zip(checkpoint_callbacks(trainer), attributes, strict=True):
+        vars(callback).update(held)

@@ -1,0 +1,147 @@
+"""The Learner of Lightning: what the core asks for, answered by a Trainer and a LightningModule."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+
+from pybrush.learner import Horizon, Trained
+from pybrush.plan.order import Positions, Seeds
+from pybrush_lightning import _private, fingerprint, state
+from pybrush_lightning.randomness import kept_randomness, seed_all
+from pybrush_lightning.stage_data import LoaderPlan, stage_loader
+from pybrush_lightning.stage_loop import Counters, counters, installed, stage_loop
+from pybrush_lightning.supported import check_schedulers
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from pybrush_lightning.sisa import SISA
+
+T = TypeVar("T")
+
+
+@dataclass
+class LightningLearner:
+    """A Trainer, a module and a loader, as the core sees them.
+
+    Attributes:
+        trainer: the user's trainer.
+        module: the user's module.
+        sisa: the callback on the trainer; it is told which stage runs.
+        plan: the user's training loader, taken apart.
+        horizon: epochs that schedules may rely on.
+        epochs: the epochs that the user asked for.
+        slices: R.
+        run_fit: runs trainer.fit around a build, for a learner outside of a fit; None inside one.
+        validation: the user's validation loaders, where their content steers training.
+        counters: where training stands.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    sisa: SISA
+    plan: LoaderPlan
+    horizon: int
+    epochs: int
+    slices: int
+    run_fit: Callable[[Callable[[], Any]], Any] | None = None
+    validation: Any = None
+    counters: Counters = Counters(0, 0, 0)
+    _optimization: dict[str, Any] | None = field(default=None, repr=False)
+
+    def read_state(self) -> Any:
+        """Return module, callbacks and counters, and the optimization of the stage that ran last."""
+        return {
+            "module": state.read_module(self.module),
+            "callbacks": state.read_callbacks(self.trainer),
+            "optimization": copy.deepcopy(self._optimization),
+            "counters": [self.counters.epochs, self.counters.steps, self.counters.batches],
+        }
+
+    def write_state(self, tree: Any) -> None:
+        """Put module and callbacks back; the optimization waits for the stage that goes on from it."""
+        state.write_module(self.module, tree["module"])
+        state.write_callbacks(self.trainer, tree["callbacks"])
+        self._optimization = tree["optimization"]
+        self.counters = Counters(*tree["counters"])
+
+    def train_stage(
+        self, data: LoaderPlan, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds
+    ) -> Trained:
+        """Run one fresh fit loop on the user's trainer over the stage's rows."""
+        trainer, before = self.trainer, self.counters
+        loop = stage_loop(trainer, horizon, seeds, before)
+        source = _private.train_source(trainer)
+        loop._data_source = type(source)(stage_loader(data, rows, horizon, seeds), source.name)
+        opaque = state.opaque_digests(self.module, trainer)
+        with installed(trainer, loop), self.sisa.in_stage(horizon) as meter:
+            trainer.should_stop = False
+            _private.reset_metrics(trainer)
+            seed_all(seeds(0, "stage", trainer.global_rank))
+            _private.set_up_optimizers(trainer)
+            if self._optimization is not None:
+                state.write_optimization(trainer, self._optimization)
+            check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
+            loop.run()
+            loop.teardown()
+            self._optimization = copy.deepcopy(state.read_optimization(trainer))
+            # Epochs are those of the plan: a stage that Lightning stopped early counts in full.
+            done = counters(loop)
+            self.counters = Counters(horizon.epochs_before + horizon.epochs, done.steps, done.batches)
+        state.check_opaque(opaque, state.opaque_digests(self.module, trainer))
+        return Trained(self.counters.steps - before.steps, meter.learning_rate_sum, meter.notes)
+
+    def session(self, build: Callable[[], T]) -> T:
+        """Run a build inside trainer.fit; directly where a fit is already running."""
+        if self.run_fit is None:
+            return build()
+        result: T = self.run_fit(build)
+        return result
+
+    def semantic(self) -> dict[str, Any]:
+        """Return the semantic fingerprint."""
+        optimization = self._probe()
+        found: dict[str, Any] = fingerprint.semantic(self.trainer, self.module, self.plan.loader, optimization)
+        found["loader"] = {
+            "batch_size": self.plan.batch_size, "drop_last": self.plan.drop_last, "workers": self.plan.workers,
+        }  # fmt: skip
+        if self.is_steered(optimization):
+            found["validation"] = {
+                "data": "none" if self.validation is None else fingerprint.validation_digest(self.validation),
+                "check_val_every_n_epoch": self.trainer.check_val_every_n_epoch,
+                "limit_val_batches": self.trainer.limit_val_batches,
+            }
+        return found
+
+    def is_steered(self, optimization: dict[str, Any]) -> bool:
+        """Whether something monitors the validation data."""
+        monitors = any(scheduler["monitor"] for scheduler in optimization["schedulers"])
+        names = [name for name, _ in state.stateful_callbacks(self.trainer)]
+        return monitors or any(name.startswith("EarlyStopping") for name in names)
+
+    def environment(self) -> dict[str, Any]:
+        """Return versions, device, threads and processor features."""
+        return fingerprint.environment(self.trainer)
+
+    def _probe(self) -> dict[str, Any]:
+        """Call configure_optimizers once, outside of training, and describe what it returns."""
+        trainer = self.trainer
+        loop = stage_loop(trainer, Horizon(0, 0, self.horizon, 0, self.horizon), Seeds(0, 0, 0), Counters(0, 0, 0))
+        loop._data_source = type(_private.train_source(trainer))(self.plan.loader, "train_dataloader")
+        before = trainer.state.fn
+        attributes = state.plain_attributes(self.module)
+        with kept_randomness(), installed(trainer, loop), _private.attached(trainer, self.module):
+            trainer.state.fn = TrainerFn.FITTING
+            try:
+                optimizers, configs = _private.make_optimizers(trainer, self.module)
+                check_schedulers(configs, self.slices, self.epochs, self.horizon)
+            finally:
+                trainer.state.fn = before
+                state.write_attributes(self.module, attributes)
+        return fingerprint.describe_optimization(optimizers, configs)

@@ -1,0 +1,176 @@
+"""From a training loader to the rows PyBrush knows: ids, subjects, raw samples, and a forget set's rows.
+
+The forget set is matched in this order: (1) by walking its Subset and ConcatDataset objects to the
+training data set, which reads no data; (2) by its own ids; (3) by the content of its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+
+from pybrush.content import encode
+from pybrush.errors import ConfigurationError, ContentError, IdError
+from pybrush.names import Namer
+from pybrush.request import Roster
+from pybrush_lightning.randomness import kept_randomness, seed_all
+
+IdSource = str | Sequence[Any] | Callable[[Any], Sequence[Any]]
+_READINGS = 32
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the rows of a data set are named (the arguments of SISA).
+
+    Attributes:
+        ids: "content", "position", a column's name, a sequence, or a callable of the data set.
+        subjects: a column's name, a sequence, a callable of the data set, or None.
+        content: "digest" or "off".
+        content_of: takes a raw sample and returns what of it is compared, for samples of other types.
+    """
+
+    ids: IdSource = "content"
+    subjects: IdSource | None = None
+    content: str = "digest"
+    content_of: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.content not in ("digest", "off"):
+            raise ConfigurationError(f"content must be 'digest' or 'off'; got {self.content!r}.")
+        if self.content == "off" and self.by_content:
+            raise ConfigurationError("content='off' leaves nothing to name rows by; pass ids=, or keep content='digest'.")
+
+    @property
+    def by_content(self) -> bool:
+        """Whether rows are named by their content."""
+        return isinstance(self.ids, str) and self.ids == "content"
+
+    @property
+    def kind(self) -> str:
+        """How samples get their ids, as the record writes it."""
+        if self.by_content:
+            return "content"
+        return "position" if isinstance(self.ids, str) and self.ids == "position" else "ids"
+
+    def roster(self, dataset: Any, namer: Namer) -> Roster:
+        """Name the rows of a data set under a record's key."""
+        ids = None if self.by_content else self.ids_of(dataset)
+        subjects = None if self.subjects is None else [_people(row) for row in _column(self.subjects, dataset)]
+        if self.content == "digest":
+            _check_stable(self.reader(dataset), len(dataset))
+        return Roster(namer, len(dataset), ids, subjects, None if self.content == "off" else self.reader(dataset))
+
+    def reader(self, dataset: Any) -> Callable[[int], bytes]:
+        """Return position -> canonical bytes of the raw sample there, read in this process."""
+        pick = self.content_of
+        if pick is None:
+            return lambda position: encode(dataset[position])
+        return lambda position: encode(pick(dataset[position]))
+
+    def ids_of(self, dataset: Any) -> list[Any]:
+        """Return the id of each row of a data set; for data sets named by given ids."""
+        if isinstance(self.ids, str) and self.ids == "position":
+            return list(range(len(dataset)))
+        return _column(self.ids, dataset)
+
+
+def forget_dataset(forget: Any) -> Any:
+    """Return the data set of a forget loader or data set.
+
+    Raises:
+        ConfigurationError: where it has no length or rows.
+    """
+    dataset = forget.dataset if isinstance(forget, DataLoader) else forget
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise ConfigurationError(
+            "the forget set must be a DataLoader over a map-style data set, or such a data set; "
+            f"got {type(forget).__name__}."
+        )
+    return dataset
+
+
+def rows_inside(dataset: Any, training: Any) -> list[int] | None:
+    """Return the positions in the training data set that another one is made of, or None if it is another.
+
+    Follows Subset and ConcatDataset; reads no sample.
+    """
+    if dataset is training:
+        return list(range(len(training)))
+    if isinstance(dataset, Subset):
+        below = rows_inside(dataset.dataset, training)
+        if below is not None:
+            return [below[int(i)] for i in dataset.indices]
+        return _shared_base(dataset, training)
+    if isinstance(dataset, ConcatDataset):
+        parts = [rows_inside(part, training) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [row for part in parts for row in part or ()]
+    return None
+
+
+def _shared_base(dataset: Subset[Any], training: Any) -> list[int] | None:
+    """Return positions where forget and training set are both cut from one data set."""
+    if not isinstance(training, Subset) or training.dataset is not dataset.dataset:
+        return None
+    place = {int(index): position for position, index in enumerate(training.indices)}
+    try:
+        return [place[int(index)] for index in dataset.indices]
+    except KeyError:
+        return None
+
+
+def _column(source: IdSource, dataset: Any) -> list[Any]:
+    """Return one entry for each row from a column's name, a sequence, or a callable of the data set."""
+    if isinstance(source, str):
+        values = _named_column(source, dataset)
+    else:
+        values = source(dataset) if callable(source) else source
+    rows = values.tolist() if isinstance(values, (np.ndarray, torch.Tensor)) else list(values)
+    if len(rows) != len(dataset):
+        raise IdError(f"ids and subjects need one entry for each of the {len(dataset)} rows; got {len(rows)}.")
+    return rows
+
+
+def _named_column(name: str, dataset: Any) -> Any:
+    """Return a column by name: an attribute, a column of a table, or that of the data set below a Subset."""
+    if isinstance(dataset, Subset):
+        below = _column(name, dataset.dataset)
+        return [below[int(i)] for i in dataset.indices]
+    if name in (getattr(dataset, "column_names", None) or ()):
+        return dataset[name]
+    if hasattr(dataset, name):
+        return getattr(dataset, name)
+    raise IdError(
+        f"the data set {type(dataset).__name__} has no column or attribute {name!r}; pass the name of one, a sequence "
+        "with one entry a row, or a callable that takes the data set."
+    )
+
+
+def _people(entry: Any) -> tuple[Any, ...]:
+    if entry is None:
+        return ()
+    return tuple(entry) if isinstance(entry, (list, tuple)) else (entry,)
+
+
+def _check_stable(read: Callable[[int], bytes], length: int) -> None:
+    """Read some samples twice under different random states; refuse a data set that changes.
+
+    Raises:
+        ContentError: naming what to pass instead.
+    """
+    positions = np.unique(np.linspace(0, length - 1, min(_READINGS, length)).round().astype(int)).tolist()
+    with kept_randomness():
+        seed_all(1)
+        first = [read(p) for p in positions]
+        seed_all(2)
+        changed = sum(read(p) != before for p, before in zip(positions, first, strict=True))
+    if changed:
+        raise ContentError(
+            f"{changed} of {len(positions)} samples differ when they are read again (augmentation?), so rows cannot be "
+            "named or compared by content. Pass ids= and content='off', or content_of=, to SISA."
+        )

@@ -1,0 +1,140 @@
+"""The loader of one stage: the user's own settings over the stage's rows, in the record's order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from pybrush.errors import UnsupportedError
+from pybrush.learner import Horizon
+from pybrush.plan.order import Positions, Seeds, batch_sizes, cut
+
+
+@dataclass(frozen=True)
+class LoaderPlan:
+    """A training loader, taken apart.
+
+    Attributes:
+        loader: the user's DataLoader, whose other settings every stage takes over.
+        batch_size: rows in a batch.
+        drop_last: whether a short last batch is dropped.
+        workers: worker processes.
+        sequential: whether it keeps the data set's order.
+    """
+
+    loader: DataLoader[Any]
+    batch_size: int
+    drop_last: bool
+    workers: int
+    sequential: bool
+
+    @property
+    def dataset(self) -> Any:
+        """The user's data set."""
+        return self.loader.dataset
+
+
+def loader_plan(loader: Any) -> LoaderPlan:
+    """Take a training loader apart, or refuse it.
+
+    Raises:
+        UnsupportedError: with what to pass instead.
+    """
+    if type(loader) is not DataLoader:
+        raise UnsupportedError(
+            f"SISA trains from one plain torch.utils.data.DataLoader; got {type(loader).__name__}. Pass one loader over "
+            "one map-style data set, not a subclass, a list or a combined loader."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise UnsupportedError("SISA needs rows that it can pick; got an IterableDataset. Pass a map-style data set.")
+    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
+        raise UnsupportedError("SISA cuts the batches itself; pass batch_size= and no batch_sampler to the DataLoader.")
+    return LoaderPlan(loader, loader.batch_size, loader.drop_last, loader.num_workers, _is_sequential(loader.sampler))
+
+
+def _is_sequential(sampler: Any) -> bool:
+    if type(sampler) is SequentialSampler:
+        return True
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
+        return False
+    raise UnsupportedError(
+        f"SISA orders the rows itself and knows shuffle=True and shuffle=False; got {type(sampler).__name__}. A sampler "
+        "that repeats, weighs or leaves out rows makes a row's use depend on the others."
+    )
+
+
+class _Epoch:
+    """Where Lightning's `set_epoch` arrives."""
+
+    def __init__(self, epoch: int, length: int) -> None:
+        self.epoch, self.length = epoch, length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take note of the epoch that begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.length))
+
+
+class StageBatchSampler(BatchSampler):
+    """The batches of one stage.
+
+    `__iter__` is eager: Lightning calls it before the epoch's hooks, and twice in the first epoch of a later
+    stage, so order and worker seeds come from the epoch it was told, never from how often it was called.
+    """
+
+    def __init__(
+        self,
+        plan: LoaderPlan,
+        rows: Callable[[int], Positions],
+        horizon: Horizon,
+        seeds: Seeds,
+        generator: torch.Generator,
+    ) -> None:
+        count = len(rows(0))
+        super().__init__(_Epoch(horizon.epochs_before, count), plan.batch_size, plan.drop_last)
+        self._sizes = batch_sizes(count, plan.batch_size, plan.drop_last)
+        self._rows, self._before, self._seeds, self._generator = rows, horizon.epochs_before, seeds, generator
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Seed the workers' generator and return the epoch's batches of positions."""
+        epoch = self.sampler.epoch - self._before  # type: ignore[attr-defined]  # our own _Epoch
+        self._generator.manual_seed(self._seeds(epoch, "workers") & (2**63 - 1))
+        return iter(cut(self._rows(epoch), self.batch_size, self.drop_last))
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._sizes)
+
+
+def stage_loader(
+    plan: LoaderPlan, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds
+) -> DataLoader[Any]:
+    """Return a loader with the user's settings over the rows of one stage."""
+    own, generator = plan.loader, torch.Generator()
+    settings: dict[str, Any] = {}
+    if plan.workers:
+        settings = {
+            "prefetch_factor": own.prefetch_factor if own.prefetch_factor is not None else 2,
+            "persistent_workers": own.persistent_workers,
+            "multiprocessing_context": own.multiprocessing_context,
+            "timeout": own.timeout,
+        }
+    return DataLoader(
+        plan.dataset,
+        batch_sampler=StageBatchSampler(plan, rows, horizon, seeds, generator),
+        num_workers=plan.workers,
+        collate_fn=own.collate_fn,
+        pin_memory=own.pin_memory,
+        worker_init_fn=own.worker_init_fn,
+        generator=generator,
+        **settings,
+    )

@@ -1,0 +1,463 @@
+"""A reader of records, written from docs/record_format.md alone.
+
+It imports nothing of PyBrush and is slow on purpose: each function is one paragraph of the document, in
+the document's order. `read_record` reads a folder, `defects` says what is wrong with it.
+"""
+
+import hashlib
+import json
+import math
+import sqlite3
+import struct
+
+import numpy as np
+
+# Conventions
+
+MASK = 2**64 - 1
+
+
+def u64(number):
+    return struct.pack("<Q", number)
+
+
+def hash_parts(person, *parts):
+    """H of the document."""
+    joined = b"".join(u64(len(part)) + part for part in parts)
+    return hashlib.blake2b(joined, digest_size=32, person=person.encode("ascii")).digest()
+
+
+def hash_keyed(key, person, data):
+    """K of the document."""
+    return hashlib.blake2b(data, digest_size=16, key=key, person=person.encode("ascii")).digest()
+
+
+def word(*parts):
+    """W of the document."""
+    return int.from_bytes(hashlib.blake2b(b"".join(parts), digest_size=8).digest(), "little")
+
+
+# Names and secrets
+
+
+def canonical(sample_id):
+    if isinstance(sample_id, int):
+        return b"i:" + str(sample_id).encode("ascii")
+    if isinstance(sample_id, str):
+        return b"s:" + sample_id.encode("utf-8")
+    return b"b:" + sample_id
+
+
+def pseudonym(key, sample_id):
+    return hash_keyed(key, "pybrush-id", canonical(sample_id))
+
+
+def subject_name(key, subject):
+    return hash_keyed(key, "pybrush-subject", canonical(subject))
+
+
+def content_digest(key, encoded):
+    return hash_keyed(key, "pybrush-content", encoded)
+
+
+def content_name(key, digest, subject=b""):
+    return hash_keyed(key, "pybrush-id", b"c:" + digest + subject)
+
+
+def suppression(key, name):
+    return hash_keyed(key, "pybrush-suppress", name)
+
+
+def key_id(key):
+    return hash_keyed(key, "pybrush-key", b"").hex()
+
+
+# Content encoding
+
+
+def item(tag, payload):
+    return tag.encode("ascii") + u64(len(payload)) + payload
+
+
+def encode(value):
+    """Return the item of a value; images go through `encode_image`."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return encode_array(np.array(value))
+    if value is None:
+        return item("n", b"")
+    if isinstance(value, bool):
+        return item("o", b"\x01" if value else b"\x00")
+    if isinstance(value, int):
+        return item("i", str(value).encode("ascii"))
+    if isinstance(value, float):
+        return item("f", struct.pack("<d", value))
+    if isinstance(value, str):
+        return item("s", value.encode("utf-8"))
+    if isinstance(value, bytes):
+        return item("y", value)
+    if isinstance(value, dict):
+        pairs = sorted((encode(key), encode(entry)) for key, entry in value.items())
+        return item("m", b"".join(key + entry for key, entry in pairs))
+    return item("l" if isinstance(value, list) else "t", b"".join(encode(entry) for entry in value))
+
+
+def encode_array(array):
+    elements = array.astype(array.dtype.newbyteorder("<")).tobytes(order="C")
+    return item("a", encode(array.dtype.name) + encode(tuple(array.shape)) + encode(elements))
+
+
+def encode_image(mode, size, pixels, palette=None):
+    return item("p", encode(mode) + encode(size) + encode(pixels) + encode(palette))
+
+
+# Placement
+
+
+def cell(name, shards, slices):
+    return int.from_bytes(name[:8], "little") % shards, int.from_bytes(name[8:], "little") % slices
+
+
+# Order and seeds
+
+
+def mix(z):
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def order_word(seed, shard, slice_, epoch):
+    return word(b"order", u64(seed), u64(shard), u64(slice_), u64(epoch))
+
+
+def epoch_order(rows, seed, shard, slice_, epoch):
+    """Return the indices of `rows`, a list of (pseudonym, copy), in the order of one epoch."""
+    c = order_word(seed, shard, slice_, epoch)
+
+    def place(index):
+        name, copy = rows[index]
+        low, high = int.from_bytes(name[:8], "little"), int.from_bytes(name[8:], "little")
+        return mix(low ^ mix((high + c + copy * 0x9E3779B97F4A7C15) & MASK)), name, copy
+
+    return sorted(range(len(rows)), key=place)
+
+
+def seed_of(seed, shard, slice_, epoch, purpose, rank=0):
+    numbers = b"".join(u64(number) for number in (seed, shard, slice_, epoch, rank))
+    return word(b"seed", numbers, purpose.encode("utf-8"))
+
+
+def batch_sizes(rows, batch, drop_last=False):
+    if rows <= batch:
+        return [rows] if rows else []
+    sizes, rest = [batch] * (rows // batch), rows % batch
+    if rest and not drop_last:
+        if rest == 1:
+            sizes[-1] += 1
+        else:
+            sizes.append(rest)
+    return sizes
+
+
+def epochs_per_slice(epochs, slices):
+    return math.ceil(2 * epochs / (slices + 1))
+
+
+# Stages
+
+
+def row_bytes(rows):
+    """Return rows of (name, content digest, copies) as 40 bytes each."""
+    return b"".join(name + content + u64(copies) for name, content, copies in rows)
+
+
+def slice_digest(rows):
+    return hash_parts("pybrush-slice", u64(len(rows)), row_bytes(rows))
+
+
+def root_key(initial_digest, semantic_digest_, shard):
+    return hash_parts("pybrush-stage", u64(1), initial_digest, semantic_digest_, u64(shard)).hex()
+
+
+def stage_key(parent, slice_, digests):
+    return hash_parts("pybrush-stage", bytes.fromhex(parent), u64(slice_), *digests).hex()
+
+
+def trained_stages(counts):
+    """Return (slice, added slices, rows) of the trained stages of one shard, from the rows of its slices."""
+    stages, waiting, seen = [], [], 0
+    for slice_, rows in enumerate(counts):
+        if rows == 0:
+            continue
+        waiting.append(slice_)
+        seen += rows
+        if seen >= 2:
+            stages.append((slice_, waiting, seen))
+            waiting = []
+    return stages
+
+
+# State trees
+
+
+def read_state(folder):
+    """Return the tree of a state folder, the bytes of tree.json and the tensors' bytes by name."""
+    tree_json = (folder / "tree.json").read_bytes()
+    tensors = read_safetensors((folder / "state.safetensors").read_bytes())
+    document = json.loads(tree_json)
+    if document["format"] != 1:
+        raise ValueError("tree.json is of another format")
+    spelled = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    if spelled.encode("ascii") != tree_json:
+        raise ValueError("tree.json is not in its one spelling")
+    return build(document["tree"], tensors, {}), tree_json, tensors
+
+
+def read_safetensors(data):
+    (length,) = struct.unpack("<Q", data[:8])
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    found = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        if entry["dtype"] != "U8" or entry["shape"] != [end - start]:
+            raise ValueError(f"tensor {name} is not flat bytes")
+        found[name] = body[start:end]
+    return found
+
+
+def build(node, tensors, made):
+    """Return the value of a node; one object for each tensor's name."""
+    if node is None or isinstance(node, (bool, str)):
+        return node
+    tag, *rest = node
+    if tag in ("int", "float", "bytes"):
+        return {"int": int, "float": float.fromhex, "bytes": bytes.fromhex}[tag](rest[0])
+    if tag in ("list", "tuple"):
+        items = [build(part, tensors, made) for part in rest[0]]
+        return items if tag == "list" else tuple(items)
+    if tag in ("dict", "ordered", "counter"):
+        return {build(key, tensors, made): build(entry, tensors, made) for key, entry in rest[0]}
+    if tag == "tensor":
+        codec, kind, shape, order, name = rest
+        if name not in made:
+            made[name] = build_tensor(codec, kind, shape, order, tensors[name])
+        return made[name]
+    return (tag, *rest)  # an Enum member or a codec's small value: described, not built
+
+
+def build_tensor(codec, kind, shape, order, data):
+    dtype = np.dtype(kind if codec == "numpy" else {"bfloat16": "<u2"}.get(kind, kind))
+    array = np.frombuffer(data, dtype).reshape(shape)
+    if order is None:
+        return array
+    return array.transpose(order).copy(order="C").transpose(np.argsort(order))
+
+
+def state_sha256(folder):
+    files = (folder / "tree.json").read_bytes() + (folder / "state.safetensors").read_bytes()
+    return hashlib.sha256(files).hexdigest()
+
+
+def initial_digest(tree_json, tensors):
+    parts = [tree_json] + [tensors[name] for name in sorted(tensors)]
+    return hashlib.sha256(b"".join(u64(len(part)) + part for part in parts)).hexdigest()
+
+
+# Fingerprint
+
+
+def without_spaces(text):
+    """Take the spaces outside of strings out of a JSON text."""
+    kept, inside, escaped = [], False, False
+    for letter in text:
+        if inside or letter != " ":
+            kept.append(letter)
+        if letter == '"' and not escaped:
+            inside = not inside
+        escaped = inside and letter == "\\" and not escaped
+    return "".join(kept)
+
+
+def semantic_digest(text):
+    return hash_parts("pybrush-meaning", without_spaces(text).encode("ascii")).hex()
+
+
+# Requests, events and releases
+
+
+def pending_file(rows, subjects, orphans):
+    data = b"PYBRUSH-PENDING1" + u64(len(rows)) + u64(len(subjects)) + row_bytes(rows)
+    data += b"".join(subjects) + b"".join(orphans)
+    return data + hashlib.sha256(data).digest()
+
+
+def read_pending(data):
+    """Return what a pending file names: rows, subjects that asked, orphans."""
+    content, closing = data[:-32], data[-32:]
+    if content[:16] != b"PYBRUSH-PENDING1" or hashlib.sha256(content).digest() != closing:
+        raise ValueError("the pending file is damaged")
+    count, asked = struct.unpack("<QQ", content[16:32])
+    start = 32 + 40 * count
+    rows = [struct.unpack("<16s16sQ", content[at : at + 40]) for at in range(32, start, 40)]
+    names = [content[at : at + 16] for at in range(start, len(content), 16)]
+    return {"rows": rows, "subjects": names[:asked], "orphans": names[asked:]}
+
+
+def commitment(salt, body):
+    return hash_parts("pybrush-commit", salt, body)
+
+
+def event_digest(previous, number, kind, time, body):
+    texts = (kind.encode("utf-8"), time.encode("utf-8"), body.encode("utf-8"))
+    return hash_parts("pybrush-event", previous, u64(number), *texts)
+
+
+def release_key(parent, method, commitment_):
+    meaning = hash_parts("pybrush-meaning", method.encode("utf-8"))
+    return hash_parts("pybrush-release", bytes.fromhex(parent), meaning, commitment_).hex()
+
+
+# A whole record
+
+
+def read_ledger(path):
+    """Return user_version and all tables, each a list of dictionaries."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    connection.row_factory = sqlite3.Row
+    names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    tables = {name: [dict(row) for row in connection.execute(f"SELECT * FROM {name}")] for name in names}
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    connection.close()
+    return version, tables
+
+
+def read_record(folder):
+    """Return what a record's folder holds; states are read by `read_state`, one at a time."""
+    version, tables = read_ledger(folder / "ledger.sqlite")
+    stages = {path.name: path for path in (folder / "stages").iterdir()}
+    states = {"initial": folder / "initial", **stages}
+    return {
+        "folder": folder,
+        "version": version,
+        "tables": tables,
+        "plan": {row["name"]: json.loads(row["value"]) for row in tables["plan"]},
+        "states": states,
+        "manifests": {key: json.loads((path / "manifest.json").read_bytes()) for key, path in states.items()},
+        "pending": {
+            int(path.name): read_pending(path.read_bytes())
+            for path in (folder / "pending").iterdir()
+            if path.name.isdigit()
+        },
+    }
+
+
+def expected_cells(record):
+    """Return (shard, slice) -> (rows, digest) of each cell that has rows, from the samples."""
+    cells = {}
+    for row in sorted(record["tables"]["samples"], key=lambda row: (row["position"] or 0, row["name"])):
+        cells.setdefault((row["shard"], row["slice"]), []).append((row["name"], row["content"], row["copies"]))
+    return {place: (sum(row[2] for row in rows), slice_digest(rows)) for place, rows in cells.items()}
+
+
+def expected_stages(record):
+    """Return the trained stages, in order, as dictionaries, from the samples."""
+    plan, cells, stages = record["plan"], expected_cells(record), []
+    first, meaning = bytes.fromhex(plan["initial_digest"]), bytes.fromhex(plan["semantic_digest"])
+    for shard in range(plan["shards"]):
+        parent = root_key(first, meaning, shard)
+        counts = [cells.get((shard, slice_), (0, b""))[0] for slice_ in range(plan["slices"])]
+        for before, (slice_, added, rows) in enumerate(trained_stages(counts)):
+            key = stage_key(parent, slice_, [cells[shard, each][1] for each in added])
+            stage = {"key": key, "parent": parent, "shard": shard, "slice": slice_, "rows": rows}
+            stages.append({**stage, "first": before == 0, "epochs_before": before * plan["epochs_per_slice"]})
+            parent = key
+    return stages
+
+
+def constituents(record):
+    """Return shard -> key of its last trained stage."""
+    return {stage["shard"]: stage["key"] for stage in expected_stages(record)}
+
+
+def stage_rows(record, stage):
+    """Return the (pseudonym, copy) of the rows of a stage, names ascending, copies counted from 0."""
+    rows = sorted(record["tables"]["samples"], key=lambda row: row["name"])
+    inside = [row for row in rows if row["shard"] == stage["shard"] and row["slice"] <= stage["slice"]]
+    return [(row["name"], copy) for row in inside for copy in range(row["copies"])]
+
+
+def defects(record):
+    """Return what is wrong with a record, one sentence each, in the order of "Reading a record"."""
+    found = [*defects_of_ledger(record), *defects_of_samples(record)]
+    return found + [*defects_of_states(record), *defects_of_requests(record)]
+
+
+def defects_of_ledger(record):
+    plan, tables = record["plan"], record["tables"]
+    if record["version"] != 1 or {manifest["format"] for manifest in record["manifests"].values()} != {1}:
+        yield "another version"
+    text = next(row["value"] for row in tables["plan"] if row["name"] == "semantic")
+    if semantic_digest(text) != plan["semantic_digest"]:
+        yield "semantic digest"
+    if plan["epochs_per_slice"] != epochs_per_slice(plan["epochs"], plan["slices"]):
+        yield "epochs per slice"
+    previous = bytes(32)
+    for number, event in enumerate(sorted(tables["events"], key=lambda row: row["number"]), start=1):
+        follows = event_digest(previous, number, event["kind"], event["time"], event["body"])
+        if (event["number"], event["digest"]) != (number, follows):
+            yield f"event {number}"
+        previous = event["digest"]
+
+
+def defects_of_samples(record):
+    plan, tables = record["plan"], record["tables"]
+    for row in tables["samples"]:
+        placement = row["placement"] or row["name"]
+        if cell(placement, plan["shards"], plan["slices"]) != (row["shard"], row["slice"]):
+            yield f"placement of {row['name'].hex()}"
+    recorded = {(row["shard"], row["slice"]): (row["rows"], row["digest"]) for row in tables["cells"]}
+    if recorded != expected_cells(record):
+        yield "cells"
+    if not {row["name"] for row in tables["subjects"]} <= {row["name"] for row in tables["samples"]}:
+        yield "subjects of no sample"
+
+
+def defects_of_states(record):
+    plan, manifests = record["plan"], record["manifests"]
+    _, tree_json, tensors = read_state(record["states"]["initial"])
+    if initial_digest(tree_json, tensors) != plan["initial_digest"]:
+        yield "initial state"
+    for key, path in record["states"].items():
+        if manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
+            yield f"state {key}"
+    for stage in expected_stages(record):
+        manifest = manifests.get(stage["key"])
+        if manifest is None:
+            yield f"no state {stage['key']}"
+            continue
+        parent = manifests["initial" if stage["first"] else stage["parent"]]
+        wrong = [name for name in ("parent", "shard", "slice", "rows") if manifest[name] != stage[name]]
+        if wrong or manifest["parent_sha256"] != parent["sha256"]:
+            yield f"manifest {stage['key']}"
+
+
+def defects_of_requests(record):
+    tables = record["tables"]
+    open_ = {row["number"]: row for row in tables["requests"] if row["state"] not in ("sealed", "cancelled")}
+    keys = {stage["key"] for stage in expected_stages(record)}
+    wanted = {row["key"] for row in tables["wanted"]}
+    if not keys <= wanted or (not open_ and keys != wanted):
+        yield "wanted stages"
+    for release in tables["releases"]:
+        held = {int(shard): key for shard, key in json.loads(release["constituents"]).items()}
+        if held != constituents(record):
+            yield "constituents of the release"
+    salts = {row["request"]: row["salt"] for row in tables["salts"]}
+    if not salts.keys() <= open_.keys():
+        yield "salt of a closed request"
+    for number, request in open_.items():
+        rows = record["pending"].get(number, {"rows": None})["rows"]
+        if rows is None and request["state"] != "collected":
+            yield f"no pending file {number}"
+        elif number in salts and commitment(salts[number], row_bytes(rows)) != request["commitment"]:
+            yield f"commitment of request {number}"
