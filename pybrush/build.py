@@ -91,7 +91,8 @@ def build(record: Record, sources: Sources, samples: Samples, holdings: Holdings
     for number, stage in enumerate(todo, start=1):
         if record.store.has(stage.key):  # another process was faster
             continue
-        _log.info("stage %d of %d: shard %d, slice %d, %d rows", number, len(todo), stage.shard, stage.slice, stage.rows)
+        where = (number, len(todo), stage.shard, stage.slice, stage.rows)
+        _log.info("stage %d of %d: shard %d, slice %d, %d rows", *where)
         rows = holdings.stage_rows(samples, stage.shard, stage.slice)
         built.append(_build_stage(record, sources, stage, rows))
     return built

@@ -20,7 +20,7 @@ from pybrush.errors import ForgetError, GuaranteeError, RecordError
 from pybrush.guarantee import Budget, as_plain
 from pybrush.learner import Learner
 from pybrush.names import Namer
-from pybrush.outcome import cost_of, exact_guarantee, full_retrain_note, notes_on
+from pybrush.outcome import cost_of, exact_guarantee, foretold, notes_on, rebuilt, unchanged
 from pybrush.plan.graph import Stage
 from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
@@ -40,6 +40,7 @@ from pybrush.record.transaction import (
     orphans_of,
     target_of,
     tidy,
+    unfinished,
     write_release,
 )
 from pybrush.request import Roster, Strikes
@@ -79,12 +80,14 @@ def fit(
         FingerprintError: where model, data or settings differ from the record's.
         MissingRowsError: where a stage must be trained and its rows are gone.
     """
-    record = open_or_create(Path(folder), wish, learner, roster_of)
+    roster_under = _read_once(roster_of)
+    record = open_or_create(Path(folder), wish, learner, roster_under)
     check_fingerprint(record, wish, learner)
-    sources = Sources(learner, data, roster_of(record.names))
-    with request_lock(record.folder):
-        tidy(record)
-        _finish_open(record, sources)
+    sources = Sources(learner, data, roster_under(record.names))
+    tidy(record)
+    if unfinished(record):  # else no lock: any number of processes may build a first fit together
+        with request_lock(record.folder):
+            _finish_open(record, sources)
     samples = record.samples()
     stages = record.graph()
     todo = missing_stages(record, stages)
@@ -138,24 +141,20 @@ def unlearn(
         PyBrushError: from training; the model is as before and the request stays pending.
     """
     with request_lock(record.folder):
-        if not dry_run:
-            tidy(record)
+        if dry_run:
+            return foretold(record, *_intended(record, sources, wish))
+        tidy(record)
         waiting = open_request(record)
-        if waiting is not None and not dry_run:
+        if waiting is not None:
             same = _names_same(record, sources, wish, waiting)
             result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
             if same:
                 return result
-        samples = record.samples()
-        holdings = holdings_of(record, samples, sources.roster)
-        resolution = resolve(record, samples, holdings, wish)
-        if not len(resolution.strikes) and not len(resolution.strikes.subjects):
-            return _nothing_to_do(record, sources, resolution, aggregate)
-        strikes = replace(resolution.strikes, orphans=orphans_of(record, resolution.strikes))
-        target = _feasible(record, sources, samples, strikes)
-        if dry_run:
-            return _priced(record, strikes, target, resolution)
-        request = accept(record, strikes, target)
+        resolution, target = _intended(record, sources, wish)
+        if target is None:
+            load_last(record, sources.learner)
+            return replace(unchanged(record, resolution), model=aggregate(record))
+        request = accept(record, resolution.strikes, target)
         result = _serve(record, sources, request, wish.raw_ids, aggregate)
     return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes_on(resolution))
 
@@ -183,8 +182,8 @@ def check_auto(record: Record, method: str, guarantee: object) -> None:
     whole = record.plan.shards * record.plan.slices == 1
     if whole and method == "auto" and guarantee is None:
         raise GuaranteeError(
-            f"{record.folder} has one shard and one slice: forgetting exactly is a full retrain, which is done only when "
-            "asked for. Pass guarantee='exact' (approximate methods are not part of this version)."
+            f"{record.folder} has one shard and one slice: forgetting exactly is a full retrain, which is done only "
+            "when asked for. Pass guarantee='exact' (approximate methods are not part of this version)."
         )
 
 
@@ -196,6 +195,18 @@ def load_last(record: Record, learner: Learner) -> str | None:
     key = last[max(last)]
     learner.write_state(record.store.load(key)[0])
     return key
+
+
+def _read_once(roster_of: Callable[[Namer], Roster]) -> Callable[[Namer], Roster]:
+    """Return the function, made to read the data set only once under each key."""
+    rosters: dict[str, Roster] = {}
+
+    def roster_under(namer: Namer) -> Roster:
+        if namer.key_id not in rosters:
+            rosters[namer.key_id] = roster_of(namer)
+        return rosters[namer.key_id]
+
+    return roster_under
 
 
 def _finish_open(record: Record, sources: Sources) -> None:
@@ -212,12 +223,28 @@ def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenReque
     killed after its commit does not strike one more copy.
     """
     samples = record.samples()
-    if waiting.state != "pending":
-        if len(waiting.strikes.subjects) and wish.subjects is not None:
-            return {row.tobytes() for row in waiting.strikes.subjects} == {row.tobytes() for row in wish.subjects}
-        samples = samples.restored(waiting.strikes)
-    holdings = hold(samples, sources.roster)
-    return resolve(record, samples, holdings, wish).strikes.same_rows(waiting.strikes)
+    if waiting.state == "pending":
+        found = resolve(record, samples, hold(samples, sources.roster), wish)
+        return found.strikes.same_request(waiting.strikes)
+    if wish.subjects is not None and wish.contents is None:
+        return {row.tobytes() for row in waiting.strikes.subjects} == {row.tobytes() for row in wish.subjects}
+    samples = samples.restored(waiting.strikes)
+    try:
+        found = resolve(record, samples, hold(samples, sources.roster), wish)
+    except ForgetError:  # after a commit only forward; what is wrong with the wish is said when that is done
+        return False
+    return found.strikes.same_request(waiting.strikes)
+
+
+def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, Target | None]:
+    """Resolve a wish and say what the record would become; None where nothing is left to strike."""
+    samples = record.samples()
+    resolution = resolve(record, samples, holdings_of(record, samples, sources.roster), wish)
+    found = resolution.strikes
+    if not len(found):
+        return resolution, None
+    strikes = replace(found, orphans=orphans_of(record, samples, found))
+    return replace(resolution, strikes=strikes), _feasible(record, sources, samples, strikes)
 
 
 def _serve(
@@ -228,8 +255,9 @@ def _serve(
     salt = record.ledger.rows("SELECT salt FROM salts WHERE request = ?", (request.number,))
     if request.state == "pending":
         _build_and_commit(record, sources, request)
-    audit = collect(record, request.number, request.strikes, raw_ids)
+    # Before collection, so that whatever stops that, the model in hand has forgotten.
     load_last(record, sources.learner)
+    audit = collect(record, request.number, request.strikes, raw_ids)
     stages = record.graph()
     outcome = next(info.outcome for info in record.requests if info.number == request.number)
     last = {stage.shard for stage in stages}
@@ -250,15 +278,14 @@ def _serve(
 
 def _build_and_commit(record: Record, sources: Sources, request: OpenRequest) -> None:
     samples = record.samples()
-    target = _feasible(record, sources, samples, request.strikes)
-    holdings = hold(target.samples, sources.roster)
-    todo = missing_stages(record, target.stages)
-    kept = {stage.key for stage in record.graph()}
     with _as_before(record, sources.learner, request.number):
+        target = _feasible(record, sources, samples, request.strikes)
+        holdings = hold(target.samples, sources.roster)
+        todo = missing_stages(record, target.stages)
+        changed = rebuilt(record, target)
         if todo:
             sources.learner.session(lambda: build(record, sources, target.samples, holdings, todo))
-        rebuilt = [stage for stage in target.stages if stage.key not in kept]
-        cost = cost_of(record, target.stages, rebuilt)
+        cost = cost_of(record, target.stages, changed)
         guarantee = as_plain(exact_guarantee(record, target.stages))
         outcome = {"cost": asdict(cost), "guarantee": guarantee, "rows": request.strikes.rows}
         commit(record, request, samples, target, outcome)
@@ -284,50 +311,12 @@ def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strik
     target = target_of(record, samples, strikes)
     if not target.stages:
         raise ForgetError(
-            f"after striking {strikes.rows} of {samples.rows} rows nothing is left to train on; delete the model and its "
-            "record instead."
+            f"after striking {strikes.rows} of {samples.rows} rows nothing is left to train on; delete the model and "
+            "its record instead."
         )
     holdings = hold(target.samples, sources.roster)
     check_rows(record, target.samples, holdings, sources, missing_stages(record, target.stages))
     return target
-
-
-def _priced(record: Record, strikes: Strikes, target: Target, resolution: Resolution) -> UnlearnResult:
-    todo = missing_stages(record, target.stages)
-    doomed = {stage.key for stage in record.graph()} - {stage.key for stage in target.stages}
-    artefacts = sorted(path for path, stage in record.artefacts().items() if stage in doomed)
-    last = {stage.shard for stage in target.stages}
-    return UnlearnResult(
-        model=None,
-        guarantee=exact_guarantee(record, target.stages),
-        method=METHOD,
-        request=0,
-        cost=cost_of(record, target.stages, todo),
-        audit={"artefacts": artefacts, "stages": [(s.shard, s.slice) for s in todo], "equal_rows_left": resolution.equal},
-        record=record.folder,
-        shards=tuple(sorted(last)),
-        left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
-        forgotten=strikes.rows,
-        notes=("dry run: nothing was touched", *full_retrain_note(todo, target.stages), *notes_on(resolution)),
-    )
-
-
-def _nothing_to_do(
-    record: Record, sources: Sources, resolution: Resolution, aggregate: Callable[[Record], Any]
-) -> UnlearnResult:
-    stages = record.graph()
-    load_last(record, sources.learner)
-    return UnlearnResult(
-        model=aggregate(record),
-        guarantee=exact_guarantee(record, stages),
-        method="none",
-        request=0,
-        cost=replace(cost_of(record, stages, []), stages_rebuilt=0),
-        audit={},
-        record=record.folder,
-        shards=tuple(sorted({stage.shard for stage in stages})),
-        notes=(f"all {resolution.already} rows were forgotten before; nothing was left to do",),
-    )
 
 
 def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:

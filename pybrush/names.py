@@ -67,7 +67,7 @@ class Namer:
     def __init__(self, key: bytes) -> None:
         if not isinstance(key, bytes) or len(key) != KEY_BYTES:
             size = len(key) if isinstance(key, bytes) else type(key).__name__
-            raise IdError(f"a record's key must be {KEY_BYTES} bytes; got {size}. Pass the key of the record, unchanged.")
+            raise IdError(f"a record's key must be {KEY_BYTES} bytes; got {size}. Pass the record's key, unchanged.")
         self._key = key
 
     @property

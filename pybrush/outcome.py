@@ -1,15 +1,17 @@
-"""What a rebuild promises and what it cost: the guarantee with its assumptions, and the bill."""
+"""What a rebuild promises and what it costs: the guarantee with its assumptions, and the bill, also beforehand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pybrush.guarantee import Assumption, Exact
 from pybrush.plan.graph import Stage
 from pybrush.record.fingerprint import environment_differences
 from pybrush.record.record import Record, RecordPlan
 from pybrush.record.resolve import Resolution
-from pybrush.result import UnlearnCost
+from pybrush.record.transaction import METHOD, Target, unfinished
+from pybrush.result import UnlearnCost, UnlearnResult
 
 REFERENCE = "training under the recorded plan, seed and initial state without the forgotten rows"
 
@@ -62,6 +64,60 @@ def cost_of(record: Record, stages: tuple[Stage, ...], rebuilt: list[Stage]) -> 
         seconds=sum(manifest.seconds for manifest in done),
         retrain_visits=sum(stage.rows for stage in stages) * epochs,
         retrain_seconds=sum(manifest.seconds for manifest in manifests.values()),
+    )
+
+
+def rebuilt(record: Record, target: Target) -> list[Stage]:
+    """Return the stages that a request calls for: those it changes and those that were never built."""
+    kept = {stage.key for stage in record.graph() if record.store.has(stage.key)}
+    return [stage for stage in target.stages if stage.key not in kept]
+
+
+def foretold(record: Record, resolution: Resolution, target: Target | None) -> UnlearnResult:
+    """Return what a request would do."""
+    notes = ["dry run: nothing was touched"]
+    notes += [f"request {request.number} is not finished and would be served first" for request in unfinished(record)]
+    result = unchanged(record, resolution) if target is None else _priced(record, target, resolution)
+    return replace(result, notes=(*notes, *result.notes))
+
+
+def _priced(record: Record, target: Target, resolution: Resolution) -> UnlearnResult:
+    todo = rebuilt(record, target)
+    doomed = {stage.key for stage in record.graph()} - {stage.key for stage in target.stages}
+    artefacts = sorted(path for path, stage in record.artefacts().items() if stage in doomed)
+    last = {stage.shard for stage in target.stages}
+    cells = [(stage.shard, stage.slice) for stage in todo]
+    return UnlearnResult(
+        model=None,
+        guarantee=exact_guarantee(record, target.stages),
+        method=METHOD,
+        request=0,
+        cost=cost_of(record, target.stages, todo),
+        audit={"artefacts": artefacts, "stages": cells, "equal_rows_left": resolution.equal},
+        record=record.folder,
+        shards=tuple(sorted(last)),
+        left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
+        forgotten=resolution.strikes.rows,
+        notes=(*full_retrain_note(todo, target.stages), *notes_on(resolution)),
+    )
+
+
+def unchanged(record: Record, resolution: Resolution) -> UnlearnResult:
+    """Return the result of a wish that strikes nothing."""
+    stages = record.graph()
+    last = {stage.shard for stage in stages}
+    found = f"all {resolution.already} were forgotten before" if resolution.already else "no recorded row is absent"
+    return UnlearnResult(
+        model=None,
+        guarantee=exact_guarantee(record, stages),
+        method="none",
+        request=0,
+        cost=replace(cost_of(record, stages, []), stages_rebuilt=0),
+        audit={},
+        record=record.folder,
+        shards=tuple(sorted(last)),
+        left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
+        notes=(f"{found}; nothing was left to do",),
     )
 
 

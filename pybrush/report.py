@@ -17,7 +17,7 @@ _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
     "table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}"
     "th,td{border:1px solid #bbb;padding:.35rem .6rem;text-align:left;vertical-align:top}"
-    "th{background:#f3f3f3}code{font-size:.9em;overflow-wrap:anywhere}"
+    "th{background:#f3f3f3}table.facts th{width:34%}code{font-size:.9em;overflow-wrap:anywhere}"
 )
 
 
@@ -36,7 +36,7 @@ def write_page(result: UnlearnResult, path: Path) -> Path:
 
 def page(result: UnlearnResult) -> str:
     """Return the page of a result as HTML text."""
-    title = f"Erasure request {result.request}"
+    title = f"Erasure request {result.request}" if result.request else "Erasure: nothing was changed"
     kind = as_plain(result.guarantee)
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -91,7 +91,8 @@ def _assumptions(assumptions: Iterable[Assumption]) -> list[str]:
 
 
 def _table(rows: Iterable[tuple[str, Any]]) -> str:
-    return "<table>" + "".join(f"<tr><th>{escape(str(n))}</th><td>{_value(v)}</td></tr>" for n, v in rows) + "</table>"
+    cells = (f"<tr><th>{escape(str(n).replace('_', ' '))}</th><td>{_value(v)}</td></tr>" for n, v in rows)
+    return f'<table class="facts">{"".join(cells)}</table>'
 
 
 def _value(value: Any) -> str:

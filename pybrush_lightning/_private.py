@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning_utilities.core import rank_zero
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -25,7 +26,11 @@ else:
         """Return a base that the trainers of both Lightning packages accept as a callback."""
         if importlib.util.find_spec("pytorch_lightning") is None:
             return Callback
-        return type("CallbackBase", (Callback, importlib.import_module("pytorch_lightning").Callback), {})
+        # Importing it moves Lightning's messages to another logger, past what the user has set for the first.
+        log = rank_zero.log
+        other = importlib.import_module("pytorch_lightning").Callback
+        rank_zero.log = log
+        return type("CallbackBase", (Callback, other), {})
 
     CallbackBase = _callback_base()
 

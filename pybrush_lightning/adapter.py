@@ -1,15 +1,42 @@
-"""What the entry point `pybrush.adapters` names: which models are Lightning's, and their aggregate."""
+"""What the entry point `pybrush.adapters` names: which models are Lightning's, their aggregate, and the command's part.
+
+The `pybrush` command builds model, data module and trainer from a configuration and hands them to the last
+five methods; nothing else here is called by it.
+"""
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import seed_everything
+
 from pybrush.record import Record
+from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, aggregate
+from pybrush_lightning.unlearn import unlearn
+
+_ADVICE = (
+    "The .* does not have many workers",
+    "You defined a `validation_step` but have no `val_dataloader`",
+    ".*LeafSpec.* is deprecated",
+    ".*`tensorboardX` has been removed as a dependency",
+    "GPU available but not used",
+    "The number of training batches .* is smaller than the logging interval",
+)
+"""Warnings about machines and small data that would hide the command's own lines."""
 
 
 class LightningAdapter:
     """The adapter of `lightning` and `pytorch_lightning`."""
+
+    trusted = ("pybrush_lightning", "lightning.pytorch", "pytorch_lightning", "torch")
+    """Modules from which a record's configuration may build objects without being asked about."""
+
+    distrusted = ("lightning.pytorch.cli", "pytorch_lightning.cli")
+    """Modules among them whose classes import and call whatever their arguments name."""
 
     def claims(self, model: Any) -> int:
         """Return 1 for a LightningModule of either package, else 0."""
@@ -20,3 +47,47 @@ class LightningAdapter:
         settings = record.plan.settings
         members = aggregate.constituents_of(record)
         return aggregate.AggregateModule(model, members, settings["outputs"], settings["aggregate"])
+
+    def begin(self, seed: int) -> None:
+        """Seed everything and silence Lightning's advice, for a process that runs the command."""
+        for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        for message in _ADVICE:
+            warnings.filterwarnings("ignore", message=message)
+        seed_everything(seed, workers=True, verbose=False)
+
+    def fit(self, trainer: Any, model: Any, data: Any) -> None:
+        """Fit a module on a data module."""
+        trainer.fit(model, datamodule=data)
+
+    def test(self, trainer: Any, model: Any, data: Any) -> dict[str, float]:
+        """Evaluate a fitted module, by all constituents together; return what it logged."""
+        found = trainer.test(model, datamodule=data, verbose=False)
+        return {name: float(value) for metrics in found for name, value in metrics.items()}
+
+    def unlearn(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> UnlearnResult:
+        """Serve a request, given as the keyword arguments of `pybrush_lightning.unlearn`."""
+        return unlearn(trainer, model=model, datamodule=data, **request)
+
+    def script(self, record: Record, reading: str, request: Mapping[str, str]) -> str:
+        """Return Python lines that serve a request on a record made by a script.
+
+        Args:
+            record: the record.
+            reading: a line that reads the ids, or "".
+            request: keyword arguments as source text.
+        """
+        named = ", ids=..., subjects=..." if record.plan.naming == "ids" else ", subjects=..."
+        arguments = ", ".join(f"{name}={text}" for name, text in request.items())
+        lines = [
+            "import lightning as L",
+            "from pathlib import Path",
+            "from pybrush_lightning import SISA",
+            "",
+            "# model, loader and what stands for ... here: made as in the script that trained the record",
+            f"trainer = L.Trainer(callbacks=[SISA(record={str(record.folder)!r}{named})])",
+            reading,
+            f"result = trainer.unlearn({arguments}, model=model, train_dataloaders=loader)",
+            "print(result.guarantee)",
+        ]
+        return "\n".join(lines)

@@ -134,8 +134,10 @@ def _has_bytes(tensor: torch.Tensor) -> bool:
 
 def _flat_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
     """Return a copy of the elements in C order, shape (bytes,)."""
-    plain = tensor.detach().as_subclass(torch.Tensor).cpu().resolve_conj().resolve_neg()
-    flat: NDArray[np.uint8] = plain.contiguous().reshape(-1).view(torch.uint8).numpy().copy()
+    # Not contiguous(): it keeps the odd stride of a single element, of which no bytes can be viewed.
+    fresh = torch.empty(tensor.shape, dtype=tensor.dtype)
+    fresh.copy_(tensor.detach())
+    flat: NDArray[np.uint8] = fresh.reshape(-1).view(torch.uint8).numpy()
     return flat
 
 

@@ -7,6 +7,7 @@ PYBRUSH_NO_PATCH=1 leaves them alone, and `pybrush_lightning.unlearn(trainer, ..
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -169,10 +170,13 @@ class _Request:
         built: list[Any] = []
         given, self.sisa.job = self.given, lambda: built.append(build())
         try:
-            if given.datamodule is not None:
-                self.trainer.fit(given.module, datamodule=given.datamodule)
-            else:
-                self.trainer.fit(given.module, given.train, given.validation)
+            with warnings.catch_warnings():
+                # A request writes beside the checkpoints of the stages that stay, on purpose.
+                warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+                if given.datamodule is not None:
+                    self.trainer.fit(given.module, datamodule=given.datamodule)
+                else:
+                    self.trainer.fit(given.module, given.train, given.validation)
         finally:
             self.sisa.job = None
         return built[0]

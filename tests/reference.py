@@ -14,6 +14,21 @@ def pseudonym(key, canonical):
     return hashlib.blake2b(canonical, digest_size=16, key=key, person=b"pybrush-id").digest()
 
 
+def content_digest(key, encoded):
+    return hashlib.blake2b(encoded, digest_size=16, key=key, person=b"pybrush-content").digest()
+
+
+def subject(key, canonical):
+    return hashlib.blake2b(canonical, digest_size=16, key=key, person=b"pybrush-subject").digest()
+
+
+def files_holding(folder, secrets):
+    """Return the files under a folder that hold any of some byte strings, raw or in hexadecimal."""
+    forms = [form for s in secrets for form in (s, s.hex().encode(), s.hex().upper().encode())]
+    held = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path, data in held.items() if any(f in data for f in forms))
+
+
 def cell(name, shards, slices):
     return int.from_bytes(name[:8], "little") % shards, int.from_bytes(name[8:], "little") % slices
 
@@ -54,7 +69,7 @@ def batches(order, size, drop_last=False):
     cut = [order[i : i + size] for i in range(0, len(order), size)]
     if drop_last and len(cut[-1]) < size:
         return cut[:-1]
-    if len(cut[-1]) == 1:
+    if len(cut[-1]) == 1 < size:
         return cut[:-2] + [cut[-2] + cut[-1]]
     return cut
 

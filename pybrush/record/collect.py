@@ -70,8 +70,8 @@ def remove_unwanted(record: Record) -> dict[str, Any]:
     for key in stages:
         record.store.discard(key)
     record.store.sweep(wanted)
-    for path in entries(record.folder / "quarantine"):
-        erase(path)
+    for entry in entries(record.folder / "quarantine"):
+        erase(entry)
     with record.ledger.writing("artefacts"):
         record.ledger.change("DELETE FROM artefacts WHERE stage NOT IN (SELECT key FROM wanted)")
     return {"stages_unlinked": len(stages), "artefacts_unlinked": sorted(set(doomed) - set(absent)), "absent": absent}

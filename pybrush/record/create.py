@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +14,16 @@ import numpy as np
 from pybrush.errors import ConfigurationError
 from pybrush.names import Namer
 from pybrush.plan.cost import epochs_per_slice
-from pybrush.plan.graph import stage_graph
+from pybrush.plan.graph import FEWEST_ROWS, stage_graph
 from pybrush.plan.placement import positive
 from pybrush.record import states
-from pybrush.record.files import make_folder, move, remove_folder
+from pybrush.record.files import make_folder, move, remove_folder, sync_folder
 from pybrush.record.fingerprint import semantic_digest
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Naming, OrderKind, Record, RecordPlan, write_plan
 from pybrush.record.samples import Samples, record_roster, write_samples
-from pybrush.record.secret import KeySource, find_key, make_key
+from pybrush.record.secret import KeySource, find_or_make_key
 from pybrush.record.store import Manifest, StageStore
 from pybrush.request import Roster
 
@@ -95,9 +96,14 @@ def create(
         roster_of: names the rows of the data set under the key that the record gets.
     """
     make_folder(folder)
+    sync_folder(folder.parent)
+    with coordinator_lock(folder):
+        namer = Namer(find_or_make_key(folder, wish.key))
+    # Not under the lock: reading all contents may take longer than other processes wait for it.
+    roster = roster_of(namer)
     with coordinator_lock(folder):
         if not _is_planned(folder):
-            _write(folder, wish, semantic, state, roster_of)
+            _write(folder, wish, semantic, state, namer, roster)
     return Record.open(folder, wish.key)
 
 
@@ -105,36 +111,40 @@ def _is_planned(folder: Path) -> bool:
     path = folder / "ledger.sqlite"
     if not path.is_file():
         return False
-    ledger = Ledger(path)
-    planned = bool(ledger.plan())
-    ledger.close()
-    return planned
+    with closing(Ledger(path)) as ledger:
+        return bool(ledger.plan())
 
 
 def _write(
-    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, roster_of: Callable[[Namer], Roster]
+    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, namer: Namer, roster: Roster
 ) -> None:
     """Write everything; the plan comes last, so that a crash leaves a folder that is simply written again."""
-    key = find_key(folder, wish.key)
-    namer = Namer(key if key is not None else make_key(folder))
+    whole = {**semantic, "plan": plan_values(wish, namer.key_id, None)}
+    plan = _plan(wish, whole, states.init_digest(state))
+    samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
+    _check_trainable(plan, samples)
     for name in FOLDERS:
         make_folder(folder / name)
-    roster = roster_of(namer)
     store = StageStore(folder)
     remove_folder(store.initial)
     move(store.write_aside(state, Manifest("initial")), store.initial)
     if not (folder / "ledger.sqlite").is_file():
         Ledger.create(folder / "ledger.sqlite")
-    whole = {**semantic, "plan": plan_values(wish, namer.key_id, None)}
-    ledger = Ledger(folder / "ledger.sqlite")
-    plan = _plan(wish, whole, states.init_digest(state))
-    samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
-    with ledger.writing("plan"):
+    with closing(Ledger(folder / "ledger.sqlite")) as ledger, ledger.writing("plan"):
         write_plan(ledger, plan)
         write_samples(ledger, samples, roster)
         write_cells(ledger, plan, samples)
         ledger.append_event("planned", rows=samples.rows, shards=plan.shards, slices=plan.slices)
-    ledger.close()
+
+
+def _check_trainable(plan: RecordPlan, samples: Samples) -> None:
+    """Refuse a plan under which no stage would be trained: the model would stay as it was, without a word."""
+    largest = int(samples.cell_rows(plan.shards, plan.slices).sum(axis=1).max())
+    if largest < FEWEST_ROWS:
+        raise ConfigurationError(
+            f"a shard is trained on at least {FEWEST_ROWS} rows; {samples.rows} rows in {plan.shards} shards leave at "
+            f"most {largest} in one. Pass more rows or fewer shards."
+        )
 
 
 def write_cells(ledger: Ledger, plan: RecordPlan, samples: Samples) -> None:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pybrush.errors import CorruptRecordError
+from pybrush.errors import CorruptRecordError, LockedError
 from pybrush.hashing import chained, u64
 from pybrush.record.files import announced, sync_folder
 
@@ -77,12 +77,13 @@ class Ledger:
         """Make an empty ledger that only its owner may read; the journal inherits the mode."""
         temporary = path.with_name(path.name + ".new")
         temporary.unlink(missing_ok=True)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        temporary.chmod(0o600)
-        connection = sqlite3.connect(temporary, isolation_level=None)
-        connection.executescript(f"PRAGMA synchronous=EXTRA; BEGIN; {_TABLES} COMMIT;")
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        connection.close()
+        with announced("write ledger"):
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            temporary.chmod(0o600)
+            connection = sqlite3.connect(temporary, isolation_level=None)
+            connection.executescript(f"PRAGMA synchronous=EXTRA; BEGIN; {_TABLES} COMMIT;")
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.close()
         with announced("rename ledger"):
             os.replace(temporary, path)
             sync_folder(path.parent)
@@ -97,15 +98,25 @@ class Ledger:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            with announced(f"commit {purpose}"), _waiting_for(self.path):
+                self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        with announced(f"commit {purpose}"):
-            self._connection.execute("COMMIT")
 
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query."""
-        return self._connection.execute(query, tuple(values)).fetchall()
+        """Return all rows of a query.
+
+        Raises:
+            CorruptRecordError: where the file is truncated or damaged.
+        """
+        try:
+            return self._connection.execute(query, tuple(values)).fetchall()
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # its subclasses say other things than "malformed"
+                raise
+            raise CorruptRecordError(f"{self.path} is damaged ({error}); restore it from a backup.") from error
 
     def change(self, statement: str, values: Iterable[Any] = ()) -> int:
         """Run one statement inside `writing`; returns the id of the inserted row, if any."""
@@ -137,13 +148,24 @@ class Ledger:
         self.change("INSERT INTO events VALUES (?, ?, ?, ?, ?)", (number, kind, time, text, digest))
 
     def vacuum(self) -> None:
-        """Rewrite the file without free pages and check that no other connection prevented it.
+        """Rewrite the file without free pages.
 
         Raises:
-            sqlite3.OperationalError: where another connection held the file; collection is then repeated.
+            LockedError: where another connection held the file; collection is then repeated.
         """
-        with announced("vacuum"):
+        with announced("vacuum"), _waiting_for(self.path):
             self._connection.execute("VACUUM")
+
+
+@contextmanager
+def _waiting_for(path: Path) -> Iterator[None]:
+    """Turn SQLite's busy answer, given after the connection's time-out, into ours."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise
+        raise LockedError(f"another connection reads {path}; close it, or end its process, and call again.") from error
 
 
 def event_digest(previous: bytes, number: int, kind: str, time: str, body: str) -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.names import Namer
 from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
-from pybrush.record.files import unlink
+from pybrush.record.files import erase
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.samples import Samples, read_samples
@@ -124,14 +124,20 @@ class Record:
         folder = Path(path)
         if not (folder / "ledger.sqlite").is_file():
             raise RecordError(f"there is no record in {folder}; train with SISA(record={str(folder)!r}) to make one.")
-        record = cls(folder, Ledger(folder / "ledger.sqlite"), find_key(folder, key))
-        if not record.ledger.plan():
+        secret = find_key(folder, key)
+        record = cls(folder, Ledger(folder / "ledger.sqlite"), secret)
+        try:
+            record._check_opened()
+        except BaseException:
             record.close()
-            raise RecordError(f"the record in {folder} was not finished when it was made; run the training again.")
-        if record.namer is not None and record.namer.key_id != record.plan.key_id:
-            record.close()
-            raise SecretKeyError(f"the key given for {folder} is another record's; pass the one it was made with.")
+            raise
         return record
+
+    def _check_opened(self) -> None:
+        if not self.ledger.plan():
+            raise RecordError(f"the record in {self.folder} was not finished when it was made; run the training again.")
+        if self.namer is not None and self.namer.key_id != self.plan.key_id:
+            raise SecretKeyError(f"the key given for {self.folder} is another record's; pass the one it was made with.")
 
     def close(self) -> None:
         """Close the ledger's file."""
@@ -193,17 +199,23 @@ class Record:
         A file of another stage at the same path is removed first: it is about to be replaced, and
         registered under the new stage it would outlive a request that takes the old one.
         """
-        place = Path(path).resolve()
+        place, home = Path(path).resolve(), self.folder.resolve()
+        if home.is_relative_to(place):
+            raise RecordError(f"{place} holds the record {self.folder}, so it cannot be collected with a stage.")
+        # Inside the record a path is kept relative, so that a record that was moved still finds its files.
+        stored = str(place.relative_to(home) if place.is_relative_to(home) else place)
         with coordinator_lock(self.folder):
-            held = self.ledger.rows("SELECT stage FROM artefacts WHERE path = ?", (str(place),))
+            held = self.ledger.rows("SELECT stage FROM artefacts WHERE path = ?", (stored,))
             if held and held[0][0] != stage:
-                unlink(place)
+                erase(place)
             with self.ledger.writing("artefact"):
-                self.ledger.change("INSERT OR REPLACE INTO artefacts VALUES (?, ?, ?)", (str(place), stage, kind))
+                self.ledger.change("INSERT OR REPLACE INTO artefacts VALUES (?, ?, ?)", (stored, stage, kind))
 
     def artefacts(self) -> dict[str, str]:
         """Return the path of each registered artefact and the key of the stage whose state it holds."""
-        return dict(self.ledger.rows("SELECT path, stage FROM artefacts ORDER BY path"))
+        home = self.folder.resolve()
+        rows = self.ledger.rows("SELECT path, stage FROM artefacts ORDER BY path")
+        return {str(home / path): stage for path, stage in rows}
 
     def verify(self) -> Verification:
         """Check everything that must be true of the record.

@@ -86,11 +86,11 @@ def resolve(record: Record, samples: Samples, holdings: Holdings | None, wish: W
         ForgetError: for an empty forget set, and rows that could be several people's.
     """
     if wish.missing:
-        found, already = _missing(samples, holdings), 0
+        found, already = _missing(record, samples, holdings), 0
     elif wish.names is not None:
         found, already = _named(record, samples, wish.names)
     elif wish.contents is not None:
-        found, already = _of_contents(record, samples, wish.contents, wish.subjects)
+        found, already = _of_contents(record, samples, wish.contents, wish)
     else:
         found, already = _of_subjects(record, samples, wish.subjects if wish.subjects is not None else _NONE)
     if wish.duplicates == "forget":
@@ -102,6 +102,8 @@ def _named(record: Record, samples: Samples, asked: Names) -> tuple[Strikes, int
     if not len(asked):
         raise _empty()
     names, _, counts = counted(asked)
+    if record.plan.naming != "content":  # an id names one row, however often it is given
+        counts = np.ones_like(counts)
     at = samples.find(names)
     unknown = at < 0
     gone = _suppressed(record, names[unknown])
@@ -109,24 +111,23 @@ def _named(record: Record, samples: Samples, asked: Names) -> tuple[Strikes, int
         raise _unknown(names[unknown][~gone], len(names))
     at, counts, names = at[~unknown], counts[~unknown], names[~unknown]
     taken = np.minimum(counts, samples.copies[at])
-    return strikes(names, samples.contents[at], taken), len(asked) - int(taken.sum())
+    return strikes(names, samples.contents[at], taken), int(gone.sum() + (counts - taken).sum())
 
 
-def _of_contents(
-    record: Record, samples: Samples, asked: Names, subjects: Names | None
-) -> tuple[Strikes, int]:
+def _of_contents(record: Record, samples: Samples, asked: Names, wish: Wish) -> tuple[Strikes, int]:
     if not len(asked):
         raise _empty()
     if record.plan.contents == "off":
         raise UnsupportedError("this record keeps no content digests; name the samples by ids=, rows= or subjects=.")
     contents, _, counts = counted(asked)
-    pool = samples if subjects is None else _owned(record, samples, subjects)
+    pool = samples if wish.subjects is None else _owned(record, samples, wish.subjects)
     order = np.argsort(sortable(pool.contents), kind="stable")
     own, wanted = sortable(pool.contents)[order], sortable(contents)
     low, high = np.searchsorted(own, wanted, "left"), np.searchsorted(own, wanted, "right")
-    _check_unambiguous(record, pool, order, low, high, counts)
+    if wish.duplicates == "report":
+        _check_unambiguous(record, pool, order, low, high, counts)
     unknown = low == high
-    gone = _suppressed(record, record.names.content_samples(contents[unknown]))
+    gone = _contents_suppressed(record, contents[unknown], wish.subjects)
     if not gone.all():
         raise _unknown(record.names.content_samples(contents[unknown][~gone]), len(contents))
     taken = np.zeros(len(pool), dtype=np.int64)
@@ -149,7 +150,7 @@ def _check_unambiguous(
         other = "subjects=" if record.plan.naming == "content" else "ids="
         raise ForgetError(
             f"{unclear} rows of the forget set equal rows of several samples in the record, so their content does not "
-            f"say which are meant; pass {other}."
+            f"say which are meant; pass {other} or, to forget them all, duplicates='forget'."
         )
 
 
@@ -180,16 +181,16 @@ def subject_samples(ledger: Ledger, subjects: Names) -> Names:
     return as_names(name for row in subjects for (name,) in ledger.rows(query, (row.tobytes(),)))
 
 
-def _missing(samples: Samples, holdings: Holdings | None) -> Strikes:
+def _missing(record: Record, samples: Samples, holdings: Holdings | None) -> Strikes:
     if holdings is None:
         raise ForgetError("missing=True compares the record with the data set as it is now; pass the training data.")
     lost = samples.copies - holdings.present
     absent = int(lost.sum())
-    if not absent:
-        raise ForgetError("missing=True found every recorded row in the data set; there is nothing to forget.")
-    if holdings.unrecorded and absent > _CHANGED_SHARE * samples.rows:
+    # Forgotten rows may still lie in the data set; only rows that were never recorded speak for a change.
+    new = int((~_suppressed(record, holdings.strangers)).sum()) if absent > _CHANGED_SHARE * samples.rows else 0
+    if new:
         raise ForgetError(
-            f"{absent} of {samples.rows} recorded rows are absent and {holdings.unrecorded} rows are new: that is a "
+            f"{absent} of {samples.rows} recorded rows are absent and {new} rows are new: that is a "
             "data set whose content changed (another preprocessing, an unseeded random split?), not one from which "
             "rows were deleted. Restore it, or name the rows to forget."
         )
@@ -216,6 +217,15 @@ def _suppressed(record: Record, names: Names) -> NDArray[np.bool_]:
     query = "SELECT 1 FROM suppressions WHERE name = ?"
     marks = record.names.suppressed(names)
     return np.array([bool(record.ledger.rows(query, (row.tobytes(),))) for row in marks], dtype=bool)
+
+
+def _contents_suppressed(record: Record, contents: Names, subjects: Names | None) -> NDArray[np.bool_]:
+    """Return which of some contents were forgotten before, under the name of any of `subjects`, shape (n,)."""
+    owners = [None] if subjects is None else [None, *(row.tobytes() for row in subjects)]
+    gone = np.zeros(len(contents), dtype=bool)
+    for owner in owners:
+        gone |= _suppressed(record, record.names.content_samples(contents, [owner] * len(contents)))
+    return gone
 
 
 def _unknown(names: Names, asked: int, what: str = "samples") -> UnknownSamplesError:

@@ -108,6 +108,7 @@ class Holdings:
         position: where the row lies in the data set, shape (m,).
         present: usable rows of each recorded sample, shape (n,).
         unrecorded: rows of the data set that the record does not hold.
+        strangers: names of such rows of which the record holds no copy, each once, shape (k, 16).
     """
 
     sample: Ints
@@ -115,6 +116,7 @@ class Holdings:
     position: Ints
     present: Ints
     unrecorded: int
+    strangers: Names
 
     def stage_rows(self, samples: Samples, shard: int, last_slice: int) -> StageRows:
         """Return the rows of slices 0 to `last_slice` of a shard."""
@@ -129,12 +131,18 @@ def hold(samples: Samples, roster: Roster) -> Holdings:
     order = ascending(roster.names)
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     copy = np.arange(len(order)) - starts
-    sample = np.repeat(samples.find(names), counts)
+    found = samples.find(names)
+    sample = np.repeat(found, counts)
     limit = np.where(sample >= 0, samples.copies[sample] if len(samples) else 0, 0)
     usable = copy < limit
     present = np.bincount(sample[usable], minlength=len(samples)).astype(np.int64)
     return Holdings(
-        sample[usable], copy[usable].astype(np.int64), order[usable].astype(np.int64), present, int((~usable).sum())
+        sample[usable],
+        copy[usable].astype(np.int64),
+        order[usable].astype(np.int64),
+        present,
+        int((~usable).sum()),
+        names[found < 0],
     )
 
 
@@ -181,10 +189,8 @@ def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
         strict=True,
     )
     ledger.change_many("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-    recorded = samples.find(roster.names) >= 0
-    pairs = (
-        (subject, roster.names[p].tobytes()) for p in np.flatnonzero(recorded).tolist() for subject in roster.subjects[p]
-    )
+    recorded = np.flatnonzero(samples.find(roster.names) >= 0).tolist()
+    pairs = ((subject, roster.names[p].tobytes()) for p in recorded for subject in roster.subjects[p])
     ledger.change_many("INSERT OR IGNORE INTO subjects VALUES (?, ?)", pairs)
 
 

@@ -6,6 +6,7 @@ it, so that a copy of the record alone reveals no names.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from pybrush.errors import SecretKeyError
 from pybrush.hashing import KEY_BYTES
-from pybrush.record.files import move, unlink, write_new
+from pybrush.record.files import announced, sync_folder, unlink, write_new
 
 KEY_VARIABLE = "PYBRUSH_KEY_FILE"
 """Environment variable that names a file holding the key, in place of `<record>.key`."""
@@ -41,19 +42,42 @@ def find_key(record: Path, source: KeySource) -> bytes | None:
     return _checked(path.read_bytes(), str(path))
 
 
-def make_key(record: Path) -> bytes:
-    """Make a key from the operating system's randomness and write it beside the record.
+def find_or_make_key(record: Path, source: KeySource) -> bytes:
+    """Return the key that is given or lies beside the record; make one from the OS's randomness if there is none.
 
-    Called under the record's lock, before the ledger exists; who comes later finds the file.
+    Called under the record's lock, before the ledger exists; who comes later finds the file. Records that
+    share a key file have locks of their own, so the file is published only if there is none.
+
+    Raises:
+        SecretKeyError: where the file system cannot do that, or what is there is not 32 bytes.
     """
-    key = secrets.token_bytes(KEY_BYTES)
+    if source is not None:
+        return _checked(source() if callable(source) else source, "key=")
     path = key_path(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
+    maker = hashlib.blake2b(str(record.resolve()).encode(), digest_size=8).hexdigest()
+    temporary = path.with_name(f".{path.name}.{maker}.new")
     unlink(temporary)
-    write_new(temporary, key)
-    move(temporary, path)
-    return key
+    if not path.exists():
+        write_new(temporary, secrets.token_bytes(KEY_BYTES))
+        _publish(temporary, path)
+        unlink(temporary)
+    return _checked(path.read_bytes(), str(path))
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a file its final name, unless another process was faster."""
+    with announced(f"link {path.name}"):
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise SecretKeyError(
+                f"no key could be made at {path} ({error}). Write {KEY_BYTES} random bytes to that file, set "
+                f"{KEY_VARIABLE} to another place, or pass key=."
+            ) from error
+        sync_folder(path.parent)
 
 
 def lost_key(record: Path) -> SecretKeyError:

@@ -106,8 +106,8 @@ def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...
 def pack(tree: Any) -> tuple[bytes, Arrays]:
     """Return the bytes of tree.json and the tensors that it names; nothing is shared with the tree.
 
-    Equal trees with equal ties give equal bytes. Tensors that are the same memory share one name; views that merely
-    overlap are stored apart, and a list or dict that occurs twice is written twice.
+    Equal trees with equal ties give equal bytes. Tensors that are the same memory share one name; views
+    that merely overlap are stored apart, and a list or dict that occurs twice is written twice.
 
     Raises:
         UnsupportedError: for a value of any other type, naming its place and its type.

@@ -10,9 +10,11 @@ from pathlib import Path
 from pybrush.errors import CorruptRecordError, ErasureError
 from pybrush.plan.graph import Stage
 from pybrush.record import states
+from pybrush.record.collect import check_gone, files_but, gone_names
 from pybrush.record.fingerprint import semantic_digest
 from pybrush.record.ledger import check_events
 from pybrush.record.record import Record
+from pybrush.record.transaction import open_request, pending_path, unfinished
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Verification:
 def verify(record: Record) -> Verification:
     """Check a record (see `Record.verify`)."""
     events = check_events(record.ledger)
+    _check_history(record)
     _check_plan(record)
     stages = record.graph()
     _check_cells(record)
@@ -58,9 +61,9 @@ def verify(record: Record) -> Verification:
             missing.append(stage.key)
     pending = tuple(
         f"{request.number}: {request.state}, {_days(request.accepted)} days old"
-        for request in record.requests
-        if request.state not in ("sealed", "cancelled")
+        for request in unfinished(record)
     )
+    _check_open_request(record)
     wanted = record.ledger.wanted()
     if not pending and wanted != {stage.key for stage in stages}:
         raise CorruptRecordError(f"the stages that {record.ledger.path} wants are not those of its samples.")
@@ -73,6 +76,41 @@ def verify(record: Record) -> Verification:
         tuple(sorted(record.store.keys() - wanted)),
         _check_artefacts(record, wanted),
     )
+
+
+_HISTORY = {
+    "pending": ("accepted",),
+    "committed": ("accepted", "committed"),
+    "collected": ("accepted", "committed"),
+    "sealed": ("accepted", "committed", "sealed"),
+    "cancelled": ("accepted", "cancelled"),
+}
+
+
+def _check_history(record: Record) -> None:
+    """Look that the events tell of every request: a chain that was cut at its end is still a chain."""
+    bodies = record.ledger.rows("SELECT kind, body FROM events")
+    told = {(kind, json.loads(body).get("request")) for kind, body in bodies}
+    expected = {(kind, request.number) for request in record.requests for kind in _HISTORY[request.state]}
+    lacking = sorted(f"{kind} of request {number}" for kind, number in expected - told)
+    if ("planned", None) not in told:
+        lacking.append("planned")
+    if lacking:
+        raise CorruptRecordError(f"events are missing from {record.ledger.path}: {', '.join(lacking)}.")
+
+
+def _check_open_request(record: Record) -> None:
+    """Look that an unfinished request can be finished and, after its commit, that no file holds its names.
+
+    The ledger itself may hold them in free pages until it is rewritten.
+    """
+    waiting = unfinished(record)
+    if not waiting or (waiting[0].state == "collected" and not pending_path(record, waiting[0].number).is_file()):
+        return
+    request = open_request(record)
+    if request is not None and request.state != "pending":
+        files = files_but(record, pending_path(record, request.number), record.ledger.path)
+        check_gone(files, gone_names(record.samples(), request.strikes))
 
 
 def _check_plan(record: Record) -> None:

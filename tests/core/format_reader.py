@@ -6,7 +6,6 @@ the document's order. `read_record` reads a folder, `defects` says what is wrong
 
 import hashlib
 import json
-import math
 import sqlite3
 import struct
 
@@ -83,22 +82,25 @@ def encode(value):
     """Return the item of a value; images go through `encode_image`."""
     if isinstance(value, (np.ndarray, np.generic)):
         return encode_array(np.array(value))
-    if value is None:
-        return item("n", b"")
-    if isinstance(value, bool):
-        return item("o", b"\x01" if value else b"\x00")
-    if isinstance(value, int):
-        return item("i", str(value).encode("ascii"))
-    if isinstance(value, float):
-        return item("f", struct.pack("<d", value))
-    if isinstance(value, str):
-        return item("s", value.encode("utf-8"))
-    if isinstance(value, bytes):
-        return item("y", value)
-    if isinstance(value, dict):
-        pairs = sorted((encode(key), encode(entry)) for key, entry in value.items())
-        return item("m", b"".join(key + entry for key, entry in pairs))
-    return item("l" if isinstance(value, list) else "t", b"".join(encode(entry) for entry in value))
+    return ITEMS[type(value)](value)
+
+
+def encode_mapping(value):
+    pairs = sorted((encode(key), encode(entry)) for key, entry in value.items())
+    return item("m", b"".join(key + entry for key, entry in pairs))
+
+
+ITEMS = {
+    type(None): lambda value: item("n", b""),
+    bool: lambda value: item("o", b"\x01" if value else b"\x00"),
+    int: lambda value: item("i", str(value).encode("ascii")),
+    float: lambda value: item("f", struct.pack("<d", value)),
+    str: lambda value: item("s", value.encode("utf-8")),
+    bytes: lambda value: item("y", value),
+    list: lambda value: item("l", b"".join(encode(entry) for entry in value)),
+    tuple: lambda value: item("t", b"".join(encode(entry) for entry in value)),
+    dict: encode_mapping,
+}
 
 
 def encode_array(array):
@@ -160,7 +162,7 @@ def batch_sizes(rows, batch, drop_last=False):
 
 
 def epochs_per_slice(epochs, slices):
-    return math.ceil(2 * epochs / (slices + 1))
+    return -(-2 * epochs // (slices + 1))
 
 
 # Stages
@@ -401,12 +403,30 @@ def defects_of_ledger(record):
         yield "semantic digest"
     if plan["epochs_per_slice"] != epochs_per_slice(plan["epochs"], plan["slices"]):
         yield "epochs per slice"
+    yield from defects_of_events(tables)
+
+
+def defects_of_events(tables):
+    told = {(event["kind"], json.loads(event["body"]).get("request")) for event in tables["events"]}
     previous = bytes(32)
     for number, event in enumerate(sorted(tables["events"], key=lambda row: row["number"]), start=1):
         follows = event_digest(previous, number, event["kind"], event["time"], event["body"])
         if (event["number"], event["digest"]) != (number, follows):
             yield f"event {number}"
         previous = event["digest"]
+    due = {("planned", None)}
+    for row in tables["requests"]:
+        due |= {(kind, row["number"]) for kind in ("accepted", *DUE_EVENTS[row["state"]])}
+    yield from (f"no event {kind} of request {number}" for kind, number in due - told)
+
+
+DUE_EVENTS = {
+    "pending": (),
+    "committed": ("committed",),
+    "collected": ("committed",),
+    "sealed": ("committed", "sealed"),
+    "cancelled": ("cancelled",),
+}
 
 
 def defects_of_samples(record):
@@ -432,12 +452,12 @@ def defects_of_states(record):
             yield f"state {key}"
     for stage in expected_stages(record):
         manifest = manifests.get(stage["key"])
+        parent = manifests.get("initial" if stage["first"] else stage["parent"])
         if manifest is None:
             yield f"no state {stage['key']}"
             continue
-        parent = manifests["initial" if stage["first"] else stage["parent"]]
         wrong = [name for name in ("parent", "shard", "slice", "rows") if manifest[name] != stage[name]]
-        if wrong or manifest["parent_sha256"] != parent["sha256"]:
+        if wrong or (parent is not None and manifest["parent_sha256"] != parent["sha256"]):
             yield f"manifest {stage['key']}"
 
 

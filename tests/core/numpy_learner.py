@@ -1,15 +1,13 @@
 """A Learner of sixty lines: logistic regression in NumPy with momentum and dropout on the inputs."""
 
-from contextlib import contextmanager
-
 import numpy as np
 
+from pybrush.content import encode
 from pybrush.learner import Trained
 from pybrush.names import Namer
 from pybrush.plan.order import cut
 from pybrush.record.create import PlanWish
 from pybrush.request import Roster
-from pybrush.content import encode
 
 RATE, MOMENTUM, BATCH = 0.1, 0.9, 4
 
@@ -62,7 +60,9 @@ class NumpyLearner:
         return {"numpy": np.__version__}
 
 
-def wish(shards=3, slices=2, epochs=3, seed=11, order="shuffled", naming="ids", contents="digest", key=bytes(range(32))):
+def wish(
+    shards=3, slices=2, epochs=3, seed=11, order="shuffled", naming="ids", contents="digest", key=bytes(range(32))
+):
     return PlanWish(shards, slices, epochs, seed, order, naming, contents, "numpy", key)
 
 

@@ -1,5 +1,7 @@
 """The transaction, driven by a NumPy learner: fit, unlearn, resume; bit for bit against twins."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
@@ -27,12 +29,10 @@ def fit(folder, rows, ids=None, subjects=None, **plan):
 
 def unlearn(folder, rows, ask, ids=None, subjects=None, learner=None, **more):
     """Forget what `ask(record)` names, as a new process would."""
-    record = Record.open(folder, KEY)
     learner = learner or NumpyLearner([9.0, 9.0, 9.0])
-    sources = Sources(learner, rows, roster_of(rows, ids, subjects)(record.names))
-    result = forget.unlearn(record, sources, ask(record), aggregate=lambda _: None, **more)
-    record.close()
-    return result
+    with closing(Record.open(folder, KEY)) as record:
+        sources = Sources(learner, rows, roster_of(rows, ids, subjects)(record.names))
+        return forget.unlearn(record, sources, ask(record), aggregate=lambda _: None, **more)
 
 
 def by_ids(ids):
@@ -43,9 +43,9 @@ def keep(rows, mask):
     return rows[0][mask], rows[1][mask]
 
 
-def assert_same_record(one, other):
+def assert_same_record(one, other, key=KEY):
     """Same stages under the same keys with the same bits."""
-    a, b = Record.open(one, KEY), Record.open(other, KEY)
+    a, b = Record.open(one, key), Record.open(other, key)
     assert a.store.keys() == b.store.keys()
     assert a.ledger.wanted() == b.ledger.wanted() == a.store.keys()
     for key in a.store.keys() | {"initial"}:
@@ -137,7 +137,8 @@ def test_a_subject_takes_all_its_rows_in_one_cell(tmp_path):
         tmp_path / "a", rows, lambda r: Wish(subjects=r.names.subjects(["subject-3"])), subjects=subjects
     )
     left = np.array([i % 8 != 3 for i in range(40)])
-    fit(tmp_path / "b", keep(rows, left), subjects=[s for s, k in zip(subjects, left, strict=True) if k], shards=4, slices=2)
+    others = [s for s, k in zip(subjects, left, strict=True) if k]
+    fit(tmp_path / "b", keep(rows, left), subjects=others, shards=4, slices=2)
     assert_same_record(tmp_path / "a", tmp_path / "b")
     assert result.forgotten == 5
 

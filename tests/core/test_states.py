@@ -239,6 +239,15 @@ def test_values_of_a_registered_codec_are_stored_and_not_tied_to_others():
     assert loaded[1].array is not loaded[0]
 
 
+@pytest.mark.usefixtures("grid")
+@pytest.mark.parametrize("length", ["1", 1.0, True, None])
+def test_a_codec_is_never_given_a_length_that_is_no_whole_number(length, monkeypatch):
+    monkeypatch.setattr(GridCodec, "restore", lambda *_: pytest.fail("the codec was asked"))
+    tree_json = canonical({"format": 1, "tree": ["tensor", "grid", "<f8", [length], None, "000000"]})
+    with pytest.raises(CorruptRecordError, match="whole numbers"):
+        states.unpack(tree_json, {"000000": np.zeros(8, np.uint8)})
+
+
 # Digests
 
 
@@ -417,6 +426,7 @@ DAMAGED = {
     "scalar of the wrong length": ["value", "numpy", "scalar", "<f4 00"],
     "scalar of two elements": ["value", "numpy", "scalar", "<f4 0000000000000000"],
     "scalar in capitals": ["value", "numpy", "scalar", "<f4 0000003F"],
+    "scalar that is no text": ["value", "numpy", "scalar", 5],
     "unknown value": ["value", "numpy", "pickle", "<f4 00000000"],
     "unknown member": ["enum", __name__, "Phase", "COLD"],
 }
@@ -432,6 +442,7 @@ EIGHT = np.zeros(8, np.uint8)
 
 WRONG_TENSORS = {
     "object type": (["|O", [1], None, "000000"], {"000000": EIGHT}),
+    "raw type": (["|V8", [1], None, "000000"], {"000000": EIGHT}),
     "record type": (["i4,f4", [1], None, "000000"], {"000000": EIGHT}),
     "other spelling of a type": (["float64", [1], None, "000000"], {"000000": EIGHT}),
     "byte order of a byte": (["<i1", [8], None, "000000"], {"000000": EIGHT}),
@@ -487,6 +498,11 @@ def test_a_tree_file_has_exactly_one_spelling(text):
 def test_another_format_is_not_called_damaged():
     with pytest.raises(UnsupportedError, match="format 2"):
         states.unpack(b'{"format":2,"tree":null,"new":0}', {})
+
+
+def test_tensors_are_read_in_the_order_of_their_names(tmp_path):
+    states.save(tmp_path, [np.full(2, number) for number in range(30)])
+    assert list(states.read(tmp_path)[1]) == [f"{number:06d}" for number in range(30)]
 
 
 def test_an_exchanged_tensor_file_is_refused(folder, tmp_path_factory):

@@ -1,0 +1,390 @@
+"""SIGKILL at every step on disk of a fit, a request and a cancellation; the call is then made again.
+
+Whatever the instant, the second call must end in the bits of a fresh fit without the rows, and leave no
+file behind that such a fit does not have. Steps are those that `pybrush.record.files` announces.
+"""
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+import traceback
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pybrush import forget
+from pybrush.content import encode
+from pybrush.record import Record, files
+from pybrush.record.resolve import Wish
+from tests import reference
+from tests.core.numpy_learner import NumpyLearner, roster_of, wish
+from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
+
+SMALL = {"shards": 2, "slices": 2, "epochs": 1}
+LOCKS = {"lock", "request.lock"}
+JOURNAL = "ledger.sqlite-journal"
+
+
+@pytest.fixture
+def scratch():
+    """A folder in memory, where the system has one: these tests sync thousands of files."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+def in_child(work, kill_at=None):
+    """Run `work` in a forked process and return the steps it announced; kill it at step `kill_at`, from 1."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _child(work, kill_at, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        told = stream.read()
+    _, status = os.waitpid(child, 0)
+    if kill_at is not None:
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "the child was not killed"
+        return None
+    assert status == 0, "the child failed, see its traceback"
+    return json.loads(told)
+
+
+def _child(work, kill_at, writer):
+    steps = []
+
+    def observe(step):
+        steps.append(step)
+        if len(steps) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        files.observer = observe
+        work()
+        os.write(writer, json.dumps(steps).encode())
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def fitted(folder, *arguments, **plan):
+    """A fit whose record is closed again."""
+    found, _ = fit(folder, *arguments, **SMALL, **plan)
+    found.record.close()
+
+
+@dataclass
+class Case:
+    """A record, a request on it, and what the record must be afterwards.
+
+    Attributes:
+        rows: the data set. ids, subjects: of its rows, or None.
+        ask: record -> wish.
+        left: mask of the rows that stay, shape (n,).
+        gone: names, subjects and digests that no file may hold afterwards.
+    """
+
+    rows: Any
+    ids: Any
+    subjects: Any
+    ask: Any
+    left: Any
+    gone: list
+
+    def make(self, folder):
+        fitted(folder, self.rows, self.ids, self.subjects)
+
+    def serve(self, folder):
+        return unlearn(folder, self.rows, self.ask, self.ids, self.subjects)
+
+    def refit(self, folder):
+        fitted(folder, self.rows, self.ids, self.subjects)
+
+    def twin(self, folder, left=None):
+        kept = np.flatnonzero(self.left if left is None else left)
+        ids, subjects = (None if values is None else [values[i] for i in kept] for values in (self.ids, self.subjects))
+        fitted(folder, keep(self.rows, kept), ids, subjects)
+
+
+def digests_of(rows, positions):
+    return [reference.content_digest(KEY, encode((rows[0][i], rows[1][i]))) for i in positions]
+
+
+def id_case():
+    rows, ids = data(14), [f"person-{i:012d}" for i in range(14)]
+    names = [reference.pseudonym(KEY, b"s:" + ids[i].encode()) for i in (3, 8)]
+    left = ~np.isin(np.arange(14), (3, 8))
+    return Case(rows, ids, None, by_ids([ids[3], ids[8]]), left, names + digests_of(rows, (3, 8)) + [ids[3].encode()])
+
+
+def subject_case():
+    rows, subjects = data(14), [[f"subject-{i % 7}", f"guardian-{i % 7}"] for i in range(14)]
+    persons = [reference.subject(KEY, b"s:" + text) for text in (b"subject-4", b"guardian-4")]
+    digests = digests_of(rows, (4, 11))
+    names = [reference.pseudonym(KEY, b"c:" + digest + persons[0]) for digest in digests]
+    left = np.arange(14) % 7 != 4
+    ask = lambda record: Wish(subjects=record.names.subjects(["subject-4"]))  # noqa: E731
+    return Case(rows, None, subjects, ask, left, persons + names + digests)
+
+
+def copies_case():
+    """Three equal rows of which one is forgotten, and a row of its own."""
+    x, y = data(14)
+    x[[5, 9, 12]], y[[5, 9, 12]] = x[5], y[5]
+    left = ~np.isin(np.arange(14), (2, 5))
+    digests = digests_of((x, y), (2,))
+    names = [reference.pseudonym(KEY, b"c:" + digest) for digest in digests]
+    ask = lambda record: Wish(names=roster_of((x, y))(record.names).names[[2, 5]])  # noqa: E731
+    return Case((x, y), None, None, ask, left, names + digests)
+
+
+CASES = {"ids": id_case, "subject": subject_case, "copies": copies_case}
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - LOCKS
+
+
+def assert_finished(folder, twin, gone):
+    """The record is the twin's, bit for bit and file for file, and holds nothing of what is gone."""
+    assert_same_record(folder, twin)
+    with closing(Record.open(folder, KEY)) as record:
+        assert record.verify().is_clean
+        assert {request.state for request in record.requests} <= {"sealed", "cancelled"}
+    assert files_in(folder) == files_in(twin)
+    assert reference.files_holding(folder, gone) == []
+
+
+def kill_points(base, work, scratch, only=None):
+    """Kill `work` at each of its steps, or at some, each time on a copy of `base`; yields (step, copy)."""
+    copy = scratch / "copy"
+    _copy(base, copy)
+    steps = in_child(partial(work, copy))
+    for number, step in enumerate(steps, start=1):
+        if only is None or step in only:
+            _copy(base, copy)
+            in_child(partial(work, copy), kill_at=number)
+            yield step, copy
+
+
+def _copy(base, copy):
+    shutil.rmtree(copy, ignore_errors=True)
+    if base is not None:
+        shutil.copytree(base, copy)
+
+
+LATE = ("after unlink 1", "before commit seal", "after commit seal")
+"""From the moment at which its file is gone nobody knows any more what a request named."""
+
+
+def with_twins(case, scratch):
+    case.make(scratch / "base")
+    case.twin(scratch / "twin")
+    return scratch / "base", scratch / "twin"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_request_killed_at_any_step_and_made_again_has_the_bits_of_a_fit_without_the_rows(name, scratch):
+    case = CASES[name]()
+    base, twin = with_twins(case, scratch)
+    steps = []
+    for step, folder in kill_points(base, case.serve, scratch):
+        steps.append(step)
+        if name == "copies" and step in LATE:
+            continue
+        case.serve(folder)
+        assert_finished(folder, twin, case.gone)
+        with closing(Record.open(folder, KEY)) as record:
+            assert len(record.requests) == 1
+    assert {*LATE, "after commit accept", "after commit commit", "after vacuum"} < set(steps)
+
+
+def test_made_again_after_it_was_all_but_sealed_a_request_for_one_of_three_equal_rows_takes_one_more(scratch):
+    case = copies_case()
+    base, _ = with_twins(case, scratch)
+    one_more = case.left & (np.arange(14) != 9)
+    case.twin(scratch / "fewer", one_more)
+    for _, folder in kill_points(base, case.serve, scratch, LATE):
+        case.serve(folder)
+        assert_finished(folder, scratch / "fewer", case.gone)
+
+
+@pytest.mark.parametrize("first", ["after commit accept", "after commit commit"])
+def test_a_rerun_may_be_killed_at_any_step_as_well(first, scratch):
+    case = copies_case()
+    base, twin = with_twins(case, scratch)
+    for _, stopped in kill_points(base, case.serve, scratch, [first]):
+        shutil.copytree(stopped, scratch / "stopped")
+    for step, folder in kill_points(scratch / "stopped", case.serve, scratch):
+        if step not in LATE:
+            case.serve(folder)
+            assert_finished(folder, twin, case.gone)
+
+
+@pytest.mark.parametrize("name", ["ids", "subject"])
+def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(name, scratch):
+    case = CASES[name]()
+    base, twin = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch):
+        with closing(Record.open(folder, KEY)) as record:
+            accepted = bool(record.requests)
+        case.refit(folder)
+        if not accepted:  # nothing was written since, so SQLite has not yet removed what the kill left of its journal
+            (folder / JOURNAL).unlink(missing_ok=True)
+        assert_finished(folder, *((twin, case.gone) if accepted else (base, [])))
+
+
+def test_a_cancellation_killed_at_any_step_and_made_again_leaves_the_record_as_before_the_request(scratch):
+    case = id_case()
+    base, _ = with_twins(case, scratch)
+    # Killed once all is built: every stage of the request has to go again.
+    for _, stopped in kill_points(base, case.serve, scratch, ["before commit commit"]):
+        shutil.copytree(stopped, scratch / "pending")
+    for _, folder in kill_points(scratch / "pending", cancel, scratch):
+        cancel(folder)
+        assert_finished(folder, base, [ids for ids in case.gone if len(ids) > 16])
+        with closing(Record.open(folder, KEY)) as record:
+            assert [request.state for request in record.requests] == ["cancelled"]
+
+
+def cancel(folder):
+    with closing(Record.open(folder, KEY)) as record:
+        record.cancel(1)
+
+
+def first_fit(folder):
+    """A fit that makes its record and, beside it, its key."""
+    rows = data(14)
+    plan = wish(**SMALL, naming="content", key=None)
+    found = forget.fit(folder / "record", plan, NumpyLearner([0.1, -0.2, 0.3]), rows, roster_of(rows))
+    found.record.close()
+
+
+def test_a_first_fit_killed_at_any_step_and_made_again_has_the_bits_of_one_that_was_not(scratch):
+    steps = []
+    for step, folder in kill_points(None, first_fit, scratch):
+        steps.append(step)
+        first_fit(folder)
+        assert {path.name for path in folder.iterdir()} == {"record", "record.key"}
+        key = (folder / "record.key").read_bytes()
+        twin = scratch / "twin"
+        shutil.rmtree(twin, ignore_errors=True)
+        fitted(twin, data(14), key=key)
+        assert files_in(folder / "record") == files_in(twin)
+        assert_same_record(folder / "record", twin, key)
+        with closing(Record.open(folder / "record")) as record:
+            assert record.verify().is_clean
+    assert {"after link record.key", "before write ledger", "after commit plan", "after commit release"} < set(steps)
+
+
+def test_a_request_finishes_a_fit_that_was_killed(scratch):
+    case = id_case()
+    case.twin(scratch / "twin")
+    for step, folder in kill_points(None, case.make, scratch):
+        if (folder / "ledger.sqlite").is_file() and step not in ("after rename ledger", "before commit plan"):
+            case.serve(folder)
+            assert_finished(folder, scratch / "twin", case.gone)
+
+
+def test_two_processes_that_make_one_record_at_once_end_with_the_same_one(scratch):
+    case = id_case()
+    case.make(scratch / "twin")
+    for attempt in range(3):
+        folder = scratch / f"record-{attempt}"
+        reader, writer = os.pipe()
+        children = [_fork(lambda f=folder: (os.read(reader, 1), case.make(f))) for _ in range(2)]
+        os.write(writer, b"go")
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+        assert_finished(folder, scratch / "twin", [])
+
+
+def _fork(work):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return child
+
+
+def test_records_that_share_a_key_file_and_are_made_at_once_share_the_key(scratch, monkeypatch):
+    monkeypatch.setenv("PYBRUSH_KEY_FILE", str(scratch / "shared.key"))
+    reader, writer = os.pipe()
+    children = [_fork(lambda n=n: (os.read(reader, 1), first_fit(scratch / f"run-{n}"))) for n in range(4)]
+    os.write(writer, b"gogo")
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
+    for number in range(4):
+        with closing(Record.open(scratch / f"run-{number}" / "record")) as record:
+            assert record.names.key_id == record.plan.key_id
+    assert {path.name for path in scratch.iterdir() if path.is_file()} == {"shared.key"}
+
+
+class Disk:
+    """Watches syncs and renames: what a power loss would leave behind.
+
+    Attributes:
+        unsynced: files written or folders changed since they were last synced.
+        steps: each step announced, with what was not yet synced at that moment.
+    """
+
+    def __init__(self, root, monkeypatch):
+        self.root, self.unsynced, self.steps = root, set(), []
+        opened, synced, replaced, unlinked = os.open, os.fsync, os.replace, os.unlink
+
+        def spy_open(path, flags, *mode, **more):
+            # SQLite syncs its own files, and locks carry no data.
+            if flags & os.O_CREAT and Path(path).name not in {*LOCKS, "ledger.sqlite.new"}:
+                self.unsynced |= {Path(path), Path(path).parent}
+            return opened(path, flags, *mode, **more)
+
+        def spy_unlink(path, **more):
+            self.unsynced.add(Path(path).parent)
+            unlinked(path, **more)
+
+        def spy_sync(handle):
+            self.unsynced.discard(Path(os.readlink(f"/proc/self/fd/{handle}")))
+            synced(handle)
+
+        def spy_replace(source, target):
+            source, target = Path(source), Path(target)
+            lost = {path for path in self.unsynced if path == source or path.is_relative_to(source)}
+            self.steps.append((f"move {target.name}", lost))
+            self.unsynced.add(target.parent)
+            replaced(source, target)
+
+        monkeypatch.setattr(os, "open", spy_open)
+        monkeypatch.setattr(os, "fsync", spy_sync)
+        monkeypatch.setattr(os, "replace", spy_replace)
+        monkeypatch.setattr(os, "unlink", spy_unlink)
+        monkeypatch.setattr(files, "observer", self.announced)
+
+    def announced(self, step):
+        # What lies in tmp/ is written again after a crash.
+        lost = {path for path in self.unsynced - {self.root / "tmp"} if path.is_relative_to(self.root) and path.exists()}
+        self.steps.append((step, lost))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are read from /proc")
+def test_whatever_the_ledger_speaks_of_is_synced_before_the_ledger_says_so(tmp_path, monkeypatch):
+    folder = tmp_path.resolve() / "record"
+    case = id_case()
+    with monkeypatch.context() as patch:
+        disk = Disk(folder, patch)
+        case.make(folder)
+        case.serve(folder)
+    said = [(step, lost) for step, lost in disk.steps if step.startswith(("before commit", "move"))]
+    assert {"before commit accept", "before commit commit", "before commit seal", "move 1"} <= {step for step, _ in said}
+    assert [(step, lost) for step, lost in said if lost] == []
