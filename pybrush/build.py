@@ -133,7 +133,7 @@ def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows
 
 def _ordering(order: str, seed: int, stage: Stage, rows: StageRows) -> Callable[[int], Positions]:
     if order == "sequential":
-        return lambda epoch: rows.sequential()
+        return lambda _: rows.sequential()
     return lambda epoch: rows.shuffled(seed, stage.shard, stage.slice, epoch)
 
 
@@ -159,8 +159,8 @@ def holdings_of(record: Record, samples: Samples, roster: Roster) -> Holdings:
 def _absent_text(record: Record, samples: Samples, absent: int) -> str:
     share = absent / samples.rows
     text = (
-        f"{absent} of {samples.rows} rows recorded in {record.folder} are not in the data set, and a stage that has to "
-        "be trained needs them. First suspect an unseeded random_split in the data module's setup"
+        f"{absent} of the {samples.rows} rows that {record.folder} trains on are not in the data set, and a stage that "
+        "has to be trained needs them. First suspect an unseeded random_split in the data module's setup"
     )
     if share > 0.01:
         text += "; so large a share also speaks for a changed preprocessing (compare the versions in the manifests)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ INTERNAL_ATTRIBUTES = frozenset(vars(LightningModule())) | {
 }  # fmt: skip
 """Attributes of a module that belong to Lightning or torch; their state is stored by other means."""
 
+_PREFIXES = ("lightning.", "pytorch_lightning.")
+
 
 def trainer_classes() -> list[type]:
     """Return the Trainer classes of the Lightning packages that are installed."""
@@ -55,6 +57,28 @@ def _packages() -> list[Any]:
     return [importlib.import_module(name) for name in names if importlib.util.find_spec(name.split(".")[0])]
 
 
+def ancestors(item: Any) -> set[str]:
+    """Return the names of the classes of Lightning, of either package, and PyBrush that an object descends from."""
+    ours = (*_PREFIXES, "pybrush_lightning.")
+    return {kind.__name__ for kind in type(item).__mro__ if kind.__module__.startswith(ours)}
+
+
+def own_hook(owner: Any, name: str) -> Any:
+    """Return a hook that the user's class defines itself, bound; None where it does not."""
+    defined = getattr(type(owner), name, None)
+    return None if defined is None or defined.__module__.startswith(_PREFIXES) else getattr(owner, name)
+
+
+def has_time_limit(callback: Any) -> bool:
+    """Whether a Timer callback ends training."""
+    return getattr(callback, "_duration", None) is not None
+
+
+def is_trial_run(trainer: Trainer) -> bool:
+    """Whether the trainer only tries out a batch or two (fast_dev_run)."""
+    return bool(vars(trainer).get("fast_dev_run"))
+
+
 def connected_module(trainer: Trainer) -> LightningModule | None:
     """Return the module that the trainer was last given, without connecting anything."""
     module: LightningModule | None = trainer.strategy._lightning_module
@@ -66,9 +90,37 @@ def train_source(trainer: Trainer) -> Any:
     return trainer.fit_loop._data_source
 
 
-def checkpoint_path(trainer: Trainer) -> str:
-    """Return the checkpoint that the running call loads, or ''."""
-    return str(trainer._checkpoint_connector._ckpt_path or "")
+def set_train_source(loop: Any, loader: Any) -> None:
+    """Let a fit loop that was not run yet train from a loader."""
+    loop._data_source.instance = loader
+
+
+def validation_source(trainer: Trainer) -> Any:
+    """Return the object from which the validation loop inside a fit requests its loaders."""
+    return trainer.fit_loop.epoch_loop.val_loop._data_source
+
+
+@contextmanager
+def checkpoints_checked(trainer: Trainer, check: Callable[[str], None]) -> Iterator[None]:
+    """Call `check` with the path of each checkpoint that the trainer is about to load, before it is read.
+
+    A checkpoint that an earlier call read and, being interrupted, did not release would be loaded without a
+    word, so it is released first.
+    """
+    connector = trainer._checkpoint_connector
+    connector._loaded_checkpoint = {}
+    start = connector.resume_start
+
+    def checked(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
+        if checkpoint_path:
+            check(str(checkpoint_path))
+        start(checkpoint_path, *args, **kwargs)
+
+    connector.resume_start = checked  # type: ignore[method-assign]  # on the instance, for one call alone
+    try:
+        yield
+    finally:
+        del connector.resume_start
 
 
 def reset_metrics(trainer: Trainer) -> None:
@@ -94,18 +146,44 @@ def set_up_optimizers(trainer: Trainer) -> None:
     trainer.strategy.setup_precision_plugin()
 
 
+def optimization(trainer: Trainer) -> tuple[list[Any], list[Any]]:
+    """Return the optimizers and scheduler configs that are connected to a trainer."""
+    return trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs
+
+
+def connect_optimization(trainer: Trainer, optimizers: list[Any], configs: list[Any]) -> None:
+    """Connect optimizers and scheduler configs that `optimization` returned."""
+    trainer.strategy.optimizers, trainer.strategy.lr_scheduler_configs = optimizers, configs
+
+
 @contextmanager
-def attached(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Attach a module to a trainer that does not run, and detach it again."""
-    strategy, before = trainer.strategy, trainer.strategy._lightning_module
-    own = module._trainer
+def attached(trainer: Trainer, module: LightningModule, datamodule: Any = None) -> Iterator[None]:
+    """Attach a module and its data to a trainer that does not run, and detach them again."""
+    strategy, before, data = trainer.strategy, trainer.strategy._lightning_module, vars(trainer)["datamodule"]
+    own = {part: part._trainer for part in module.modules() if isinstance(part, module_classes())}
     strategy._lightning_module = module
     module.trainer = trainer
+    vars(trainer)["datamodule"] = datamodule if datamodule is not None else data
     try:
         yield
     finally:
         strategy._lightning_module = before
-        module._trainer = own
+        vars(trainer)["datamodule"] = data
+        for part, held in own.items():
+            part._trainer = held
+
+
+@contextmanager
+def detached(module: Any) -> Iterator[None]:
+    """Take the trainer off a module and its submodules for a while, so that a copy does not copy it too."""
+    held = {part: vars(part)["_trainer"] for part in module.modules() if vars(part).get("_trainer") is not None}
+    for part in held:
+        vars(part)["_trainer"] = None
+    try:
+        yield
+    finally:
+        for part, trainer in held.items():
+            vars(part)["_trainer"] = trainer
 
 
 def set_progress(loop: Any, epochs: int, steps: int, batches: int) -> None:
@@ -128,7 +206,7 @@ def progress(loop: Any) -> tuple[int, int, int]:
 def reset_checkpoint_callback(callback: Any) -> None:
     """Let a ModelCheckpoint forget what it saved: each stage has its own best files."""
     worst = torch.tensor(float("inf") if callback.mode == "min" else -float("inf"))
-    fresh = {
+    fresh: dict[str, Any] = {
         "best_k_models": {}, "kth_best_model_path": "", "best_model_score": None, "best_model_path": "",
         "last_model_path": "", "current_score": None, "kth_value": worst, "_last_global_step_saved": 0,
         "_last_checkpoint_saved": "", "_last_time_checked": None,

@@ -83,11 +83,10 @@ class LightningAdapter:
             "import lightning as L",
             "from pathlib import Path",
             "from pybrush_lightning import SISA",
-            "",
             "# model, loader and what stands for ... here: made as in the script that trained the record",
             f"trainer = L.Trainer(callbacks=[SISA(record={str(record.folder)!r}{named})])",
             reading,
             f"result = trainer.unlearn({arguments}, model=model, train_dataloaders=loader)",
             "print(result.guarantee)",
         ]
-        return "\n".join(lines)
+        return "\n".join(line for line in lines if line)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def wrap_save_checkpoint(trainer_class: Any) -> None:
-    """Let a Trainer class announce each checkpoint to its SISA callback; does nothing the second time."""
+def wrap_save_checkpoint(trainer_class: Any, listener: Any) -> None:
+    """Let a Trainer class announce each checkpoint to its `listener` callbacks; does nothing the second time."""
     original = trainer_class.save_checkpoint
     if getattr(original, "announces_to_sisa", False):
         return
@@ -24,7 +24,7 @@ def wrap_save_checkpoint(trainer_class: Any) -> None:
     @functools.wraps(original)
     def save_checkpoint(self: Any, filepath: Any, *args: Any, **kwargs: Any) -> None:
         for callback in self.callbacks:
-            if hasattr(callback, "before_save"):
+            if isinstance(callback, listener):
                 callback.before_save(self, filepath)
         original(self, filepath, *args, **kwargs)
 

@@ -147,4 +147,6 @@ def _named(pixels: NDArray[Any], labels: NDArray[Any], side: int, name: str) -> 
 
 
 def _missing(package: str) -> MissingExtraError:
-    return MissingExtraError(f"this data set comes with {package}, which is not installed: pip install 'pybrush[data]'.")
+    return MissingExtraError(
+        f"this data set comes with {package}, which is not installed: pip install 'pybrush[data]'."
+    )

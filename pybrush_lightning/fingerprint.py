@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import platform
 import sys
 import sysconfig
 from collections.abc import Iterable
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch.utils.data import ConcatDataset, DataLoader, Subset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from pybrush.content import encode
 from pybrush.errors import ContentError
@@ -27,9 +30,6 @@ from pybrush_lightning import state
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-_SILENT = ("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor")
-"""Callbacks that only look on, by class name."""
 
 
 def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any], optimization: dict[str, Any]) -> Any:
@@ -43,10 +43,9 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
     """
     return {
         "source": sources(module, loader),
-        "hyperparameters": {str(name): _plain(value) for name, value in module.hparams.items()},
-        "parameters": {
-            name: [str(p.dtype), *p.shape] for name, p in module.named_parameters(remove_duplicate=False)
-        },
+        "hyperparameters": hyperparameters(module),
+        "parts": parts(module),
+        "parameters": {name: [str(p.dtype), *p.shape] for name, p in module.named_parameters(remove_duplicate=False)},
         "optimization": optimization,
         "trainer": {
             "precision": str(trainer.precision),
@@ -55,19 +54,31 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
             "gradient_clip_algorithm": str(trainer.gradient_clip_algorithm or "norm"),
             "world_size": trainer.world_size,
         },
-        "callbacks": [
-            f"{name}: {callback.state_key}"
-            for name, callback in state.stateful_callbacks(trainer)
-            if type(callback).__name__ not in _SILENT
-        ],
+        "callbacks": [f"{name}: {callback.state_key}" for name, callback in state.stateful_callbacks(trainer)],
     }
+
+
+def hyperparameters(module: LightningModule) -> dict[str, Any]:
+    """Return what save_hyperparameters stored, as plain JSON."""
+    return {str(name): _plain(value) for name, value in module.hparams.items()}
+
+
+def parts(module: torch.nn.Module) -> dict[str, str]:
+    """Return the class of each submodule and the name of each function held as an attribute."""
+    found = {}
+    for place, part in module.named_modules():
+        found[place or "module"] = type(part).__qualname__
+        for name, value in vars(part).items():
+            if isinstance(value, (FunctionType, BuiltinFunctionType)):
+                found[f"{place}.{name}".lstrip(".")] = value.__qualname__
+    return found
 
 
 def describe_optimization(optimizers: Iterable[Any], configs: Iterable[Any]) -> dict[str, Any]:
     """Return optimizers and schedulers as plain JSON; nothing that depends on the number of rows."""
     return {
         "optimizers": [
-            {"class": type(o).__qualname__, "groups": len(o.param_groups), "defaults": _plain(o.defaults)}
+            {"class": type(o).__qualname__, "defaults": _plain(o.defaults), "groups": list(map(_group, o.param_groups))}
             for o in optimizers
         ],
         "schedulers": [
@@ -76,10 +87,24 @@ def describe_optimization(optimizers: Iterable[Any], configs: Iterable[Any]) -> 
                 "interval": c.interval,
                 "frequency": c.frequency,
                 "monitor": c.monitor,
+                "settings": {} if c.interval == "step" else _settings(c.scheduler),
             }
             for c in configs
         ],
     }
+
+
+def _settings(scheduler: Any) -> dict[str, Any]:
+    """Return the constructor's arguments that a scheduler kept; its counters belong to torch's version."""
+    names = inspect.signature(type(scheduler)).parameters.keys() - {"optimizer", "last_epoch"}
+    return {name: _plain(vars(scheduler)[name]) for name in sorted(names) if name in vars(scheduler)}
+
+
+def _group(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a parameter group; a scheduler may have set the first rate from the number of rows."""
+    rate = group.get("initial_lr", group["lr"]) if "lr" in group else None
+    rest = {name: value for name, value in group.items() if name not in ("params", "lr")}
+    return {"count": len(group["params"]), "rate": _plain(rate), **_plain(rest)}
 
 
 def sources(module: LightningModule, loader: DataLoader[Any]) -> dict[str, str]:
@@ -91,8 +116,9 @@ def sources(module: LightningModule, loader: DataLoader[Any]) -> dict[str, str]:
         if not _is_installed(kind):
             name = kind.__qualname__ if kind.__qualname__ not in found else f"{kind.__module__}.{kind.__qualname__}"
             found[name] = _source(kind)
-    if loader.collate_fn is not default_collate and not _is_installed(loader.collate_fn):
-        found["collate_fn"] = _source(loader.collate_fn)
+    collate = _code_of(loader.collate_fn)
+    if not _is_installed(collate):
+        found["collate_fn"] = _source(collate)
     return found
 
 
@@ -118,11 +144,11 @@ def validation_digest(loaders: Any) -> str:
     """
     total = hashlib.sha256()
     for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
-        dataset = getattr(loader, "dataset", loader)
+        dataset: Any = getattr(loader, "dataset", loader)
         if not hasattr(dataset, "__len__"):
             raise ContentError(
-                "validation data steers this training (EarlyStopping or a plateau scheduler), so it must be a map-style "
-                f"data set that can be read again; got {type(dataset).__name__}."
+                "validation data steers this training (EarlyStopping or a plateau scheduler), so it must be a "
+                f"map-style data set that can be read again; got {type(dataset).__name__}."
             )
         total.update(len(dataset).to_bytes(8, "little"))
         for index in range(len(dataset)):
@@ -137,6 +163,13 @@ def _datasets(dataset: Any) -> list[Any]:
     if isinstance(dataset, ConcatDataset):
         return [below for part in dataset.datasets for below in _datasets(part)]
     return [dataset]
+
+
+def _code_of(function: Any) -> Any:
+    """Return the function below a partial, or the class of a callable object: what has a source text."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if isinstance(function, (FunctionType, BuiltinFunctionType, MethodType)) else type(function)
 
 
 def _is_installed(item: Any) -> bool:
@@ -157,11 +190,17 @@ def _source(item: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; for other types, the name of the type."""
+    """Return a value as JSON has it; for a function its name, for other types the name of the type."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)  # a NaN would differ from itself
+    if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
+        return f"<{value.__qualname__}>"
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):

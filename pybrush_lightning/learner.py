@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from pybrush.learner import Horizon, Trained
 from pybrush.plan.order import Positions, Seeds
 from pybrush_lightning import _private, fingerprint, state
+from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
 from pybrush_lightning.randomness import kept_randomness, seed_all
 from pybrush_lightning.stage_data import LoaderPlan, stage_loader
 from pybrush_lightning.stage_loop import Counters, counters, installed, stage_loop
@@ -41,6 +42,7 @@ class LightningLearner:
         run_fit: runs trainer.fit around a build, for a learner outside of a fit; None inside one.
         validation: the user's validation loaders, where their content steers training.
         counters: where training stands.
+        datamodule: the user's data module, which configure_optimizers may ask.
     """
 
     trainer: Trainer
@@ -52,14 +54,16 @@ class LightningLearner:
     slices: int
     run_fit: Callable[[Callable[[], Any]], Any] | None = None
     validation: Any = None
-    counters: Counters = Counters(0, 0, 0)
+    counters: Counters = field(default_factory=lambda: Counters(0, 0, 0))
+    datamodule: Any = None
     _optimization: dict[str, Any] | None = field(default=None, repr=False)
+    _semantic: dict[str, Any] | None = field(default=None, repr=False)
 
     def read_state(self) -> Any:
         """Return module, callbacks and counters, and the optimization of the stage that ran last."""
         return {
             "module": state.read_module(self.module),
-            "callbacks": state.read_callbacks(self.trainer),
+            "callbacks": state.read_callbacks(self.trainer, self.module),
             "optimization": copy.deepcopy(self._optimization),
             "counters": [self.counters.epochs, self.counters.steps, self.counters.batches],
         }
@@ -67,7 +71,7 @@ class LightningLearner:
     def write_state(self, tree: Any) -> None:
         """Put module and callbacks back; the optimization waits for the stage that goes on from it."""
         state.write_module(self.module, tree["module"])
-        state.write_callbacks(self.trainer, tree["callbacks"])
+        state.write_callbacks(self.trainer, self.module, tree["callbacks"])
         self._optimization = tree["optimization"]
         self.counters = Counters(*tree["counters"])
 
@@ -77,25 +81,27 @@ class LightningLearner:
         """Run one fresh fit loop on the user's trainer over the stage's rows."""
         trainer, before = self.trainer, self.counters
         loop = stage_loop(trainer, horizon, seeds, before)
-        source = _private.train_source(trainer)
-        loop._data_source = type(source)(stage_loader(data, rows, horizon, seeds), source.name)
-        opaque = state.opaque_digests(self.module, trainer)
-        with installed(trainer, loop), self.sisa.in_stage(horizon) as meter:
-            trainer.should_stop = False
-            _private.reset_metrics(trainer)
-            seed_all(seeds(0, "stage", trainer.global_rank))
-            _private.set_up_optimizers(trainer)
-            if self._optimization is not None:
-                state.write_optimization(trainer, self._optimization)
-            check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
+        _private.set_train_source(loop, stage_loader(data, rows, horizon, seeds))
+        opaque = self._opaque()
+        with installed(trainer, loop), self.sisa.in_stage(trainer, horizon) as meter:
+            self._make_optimization(seeds)
+            self._log_place(horizon)
             loop.run()
-            loop.teardown()
             self._optimization = copy.deepcopy(state.read_optimization(trainer))
-            # Epochs are those of the plan: a stage that Lightning stopped early counts in full.
-            done = counters(loop)
-            self.counters = Counters(horizon.epochs_before + horizon.epochs, done.steps, done.batches)
-        state.check_opaque(opaque, state.opaque_digests(self.module, trainer))
+        # Epochs are those of the plan: a stage that Lightning stopped early counts in full.
+        done = counters(loop)
+        self.counters = Counters(horizon.epochs_before + horizon.epochs, done.steps, done.batches)
+        check_opaque(opaque, self._opaque())
         return Trained(self.counters.steps - before.steps, meter.learning_rate_sum, meter.notes)
+
+    def connect_held_optimization(self) -> None:
+        """Let the trainer's optimizers be those of the state that was written last.
+
+        The last stage that was built may be another shard's, and a checkpoint that the user saves now
+        holds the optimizers too.
+        """
+        if self.trainer.optimizers and self._optimization is not None:
+            state.write_optimization(self.trainer, copy.deepcopy(self._optimization))
 
     def session(self, build: Callable[[], T]) -> T:
         """Run a build inside trainer.fit; directly where a fit is already running."""
@@ -105,43 +111,72 @@ class LightningLearner:
         return result
 
     def semantic(self) -> dict[str, Any]:
-        """Return the semantic fingerprint."""
-        optimization = self._probe()
-        found: dict[str, Any] = fingerprint.semantic(self.trainer, self.module, self.plan.loader, optimization)
-        found["loader"] = {
-            "batch_size": self.plan.batch_size, "drop_last": self.plan.drop_last, "workers": self.plan.workers,
-        }  # fmt: skip
-        if self.is_steered(optimization):
-            found["validation"] = {
-                "data": "none" if self.validation is None else fingerprint.validation_digest(self.validation),
-                "check_val_every_n_epoch": self.trainer.check_val_every_n_epoch,
-                "limit_val_batches": self.trainer.limit_val_batches,
-            }
-        return found
-
-    def is_steered(self, optimization: dict[str, Any]) -> bool:
-        """Whether something monitors the validation data."""
-        monitors = any(scheduler["monitor"] for scheduler in optimization["schedulers"])
-        names = [name for name, _ in state.stateful_callbacks(self.trainer)]
-        return monitors or any(name.startswith("EarlyStopping") for name in names)
+        """Return the semantic fingerprint; it is taken once."""
+        if self._semantic is None:
+            self._semantic = self._fingerprint()
+        return self._semantic
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, threads and processor features."""
         return fingerprint.environment(self.trainer)
 
+    def _make_optimization(self, seeds: Seeds) -> None:
+        """Make fresh optimizers for a stage, in the state of its parent."""
+        trainer = self.trainer
+        trainer.should_stop = False
+        _private.reset_metrics(trainer)
+        seed_all(seeds(0, "stage", trainer.global_rank))
+        _private.set_up_optimizers(trainer)
+        if self._optimization is not None:
+            state.write_optimization(trainer, self._optimization)
+        check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
+
+    def _log_place(self, horizon: Horizon) -> None:
+        """Say in the loggers which stage begins; their epochs and steps start anew with each shard."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics({"pybrush/shard": horizon.shard, "pybrush/slice": horizon.slice}, self.counters.steps)
+
+    def _opaque(self) -> dict[str, str]:
+        """Return digests of what training must not change, since no stage stores it."""
+        hyperparameters = fingerprint.hyperparameters(self.module)
+        digests = {f"module.hparams.{name}": repr(value) for name, value in hyperparameters.items()}
+        return digests | state.opaque(self.trainer, self.module)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        trainer, optimization = self.trainer, self._probe()
+        found: dict[str, Any] = fingerprint.semantic(trainer, self.module, self.plan.loader, optimization)
+        found["loader"] = {
+            "batch_size": self.plan.batch_size, "drop_last": self.plan.drop_last, "workers": self.plan.workers,
+        }  # fmt: skip
+        if self._is_steered(optimization):
+            found["validation"] = {
+                "data": "none" if self.validation is None else fingerprint.validation_digest(self.validation),
+                "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
+                "val_check_interval": trainer.val_check_interval,
+                "limit_val_batches": trainer.limit_val_batches,
+            }
+        return found
+
+    def _is_steered(self, optimization: dict[str, Any]) -> bool:
+        """Whether something monitors the validation data."""
+        monitors = any(scheduler["monitor"] for scheduler in optimization["schedulers"])
+        callbacks = [callback for _, callback in state.stateful_callbacks(self.trainer)]
+        return monitors or any("EarlyStopping" in _private.ancestors(callback) for callback in callbacks)
+
     def _probe(self) -> dict[str, Any]:
         """Call configure_optimizers once, outside of training, and describe what it returns."""
-        trainer = self.trainer
+        trainer, module = self.trainer, self.module
         loop = stage_loop(trainer, Horizon(0, 0, self.horizon, 0, self.horizon), Seeds(0, 0, 0), Counters(0, 0, 0))
-        loop._data_source = type(_private.train_source(trainer))(self.plan.loader, "train_dataloader")
+        _private.set_train_source(loop, self.plan.loader)
         before = trainer.state.fn
-        attributes = state.plain_attributes(self.module)
-        with kept_randomness(), installed(trainer, loop), _private.attached(trainer, self.module):
+        known = known_parts(module)
+        attributes = plain_attributes(module, known)
+        with kept_randomness(), installed(trainer, loop), _private.attached(trainer, module, self.datamodule):
             trainer.state.fn = TrainerFn.FITTING
             try:
-                optimizers, configs = _private.make_optimizers(trainer, self.module)
+                optimizers, configs = _private.make_optimizers(trainer, module)
                 check_schedulers(configs, self.slices, self.epochs, self.horizon)
+                return fingerprint.describe_optimization(optimizers, configs)
             finally:
                 trainer.state.fn = before
-                state.write_attributes(self.module, attributes)
-        return fingerprint.describe_optimization(optimizers, configs)
+                write_attributes(module, attributes, known)

@@ -76,7 +76,7 @@ class MLP(Classifier):
         torch.Size([2, 10])
     """
 
-    def __init__(  # noqa: PLR0913 (the options of the configuration, one by one)
+    def __init__(
         self,
         inputs: int,
         hidden: int = 64,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pybrush.errors import ConfigurationError, ContentError, IdError
 from pybrush.names import Namer
 from pybrush.request import Roster
 from pybrush_lightning.randomness import kept_randomness, seed_all
+from pybrush_lightning.stage_data import is_whole
 
 IdSource = str | Sequence[Any] | Callable[[Any], Sequence[Any]]
 _READINGS = 32
@@ -44,7 +45,9 @@ class Naming:
         if self.content not in ("digest", "off"):
             raise ConfigurationError(f"content must be 'digest' or 'off'; got {self.content!r}.")
         if self.content == "off" and self.by_content:
-            raise ConfigurationError("content='off' leaves nothing to name rows by; pass ids=, or keep content='digest'.")
+            raise ConfigurationError(
+                "content='off' leaves nothing to name rows by; pass ids=, or keep content='digest'."
+            )
 
     @property
     def by_content(self) -> bool:
@@ -52,7 +55,7 @@ class Naming:
         return isinstance(self.ids, str) and self.ids == "content"
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["content", "ids", "position"]:
         """How samples get their ids, as the record writes it."""
         if self.by_content:
             return "content"
@@ -84,13 +87,18 @@ def forget_dataset(forget: Any) -> Any:
     """Return the data set of a forget loader or data set.
 
     Raises:
-        ConfigurationError: where it has no length or rows.
+        ConfigurationError: where it has no length or rows, or the loader's sampler leaves out or repeats rows.
     """
     dataset = forget.dataset if isinstance(forget, DataLoader) else forget
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ConfigurationError(
             "the forget set must be a DataLoader over a map-style data set, or such a data set; "
             f"got {type(forget).__name__}."
+        )
+    if isinstance(forget, DataLoader) and not is_whole(forget):
+        raise ConfigurationError(
+            f"the forget loader draws its rows by {type(forget.sampler).__name__}, so which rows are meant is not "
+            "certain. Pass a Subset of the data set, or a loader over one."
         )
     return dataset
 

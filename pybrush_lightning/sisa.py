@@ -14,51 +14,33 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pybrush import forget
-from pybrush.errors import ConfigurationError, TrainingError, UnsupportedError
+from pybrush.errors import ConfigurationError, RecordError, TrainingError, UnsupportedError
 from pybrush.learner import Horizon
 from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, state
+from pybrush_lightning import _private, aggregate, checkpoints, evaluation
+from pybrush_lightning.around_fit import Before, Given, Mark, Meter, Optimization, given_to, loaders_of
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.sample_ids import IdSource, Naming
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.stage_loop import validation_kept_apart
-from pybrush_lightning.supported import check_trainer
+from pybrush_lightning.supported import check_training
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Meter:
-    """What is counted while a stage trains."""
-
-    horizon: Horizon
-    learning_rate_sum: float = 0.0
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Given:
-    """What the user last passed to fit, for requests in the same process."""
-
-    module: Any = None
-    train: Any = None
-    validation: Any = None
-    datamodule: Any = None
 
 
 class SISA(_private.CallbackBase):
@@ -118,47 +100,45 @@ class SISA(_private.CallbackBase):
         self.key, self.seed = key, seed
         self.given = Given()
         self.job: Callable[[], Any] | None = None
-        self.fitted: forget.Fitted | None = None
+        self._opened: tuple[int, Record] | None = None
         self._stack = ExitStack()
-        self._steps = 0
-        self._calls: Any = None
-        self._meter: _Meter | None = None
-        self._mark: tuple[weakref.ref[Any], str] | None = None
+        self._connected: Optimization = [], []
+        self._before: Before | None = None
+        self._calls: evaluation.Calls | None = None
+        self._meter: Meter | None = None
+        self._mark: Mark | None = None
         self._warned = False
 
     # What Lightning calls
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over the fit loop's `run`; refuse what cannot be trained exactly, in one message."""
-        if stage != "fit" or trainer.fast_dev_run:
+        self._close()
+        if _private.is_trial_run(trainer):
             return
-        self._stack.close()
-        check_trainer(trainer, pl_module, self.slice_count())
+        if stage != "fit":
+            self._stack.enter_context(_private.checkpoints_checked(trainer, partial(self._check_best, trainer)))
+            return
+        slices = self.slice_count()
+        source = _private.train_source(trainer)
+        check_training(trainer, pl_module, slices, None if source.is_module() else source.instance)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
         callbacks.remove(self)
         callbacks.insert(0, self)
         loop, epochs = trainer.fit_loop, int(trainer.max_epochs or 0)
-        before = state.read_module(pl_module)
+        self._connected = _private.optimization(trainer)
         self._stack.enter_context(kept_randomness())
         self._stack.enter_context(validation_kept_apart(trainer))
+        self._stack.enter_context(_private.checkpoints_checked(trainer, _refuse_checkpoint))
         loop.run = lambda: self._run(trainer, pl_module, epochs)  # type: ignore[method-assign]
         self._stack.callback(vars(loop).pop, "run", None)
-        loop.max_epochs = self.slice_count() * epochs_per_slice(epochs, self.slice_count())
+        loop.max_epochs = slices * epochs_per_slice(epochs, slices)
         self._stack.callback(setattr, loop, "max_epochs", epochs)
-        self._before = before
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the initial state before the sanity check; refuse a checkpoint that Lightning has loaded."""
-        if trainer.fast_dev_run:
-            return
-        if _private.checkpoint_path(trainer):
-            state.write_module(pl_module, self._before)
-            raise UnsupportedError(
-                "fit(ckpt_path=...) would make a model that has seen the data the start of every shard. Leave it out: "
-                "an interrupted SISA fit goes on from its record when the script is run again."
-            )
-        self._before = state.read_module(pl_module)
-        self._callbacks_before = state.read_callbacks(trainer)
+        """Read the initial state before the sanity check."""
+        if not _private.is_trial_run(trainer):
+            self._before = Before.of(trainer, pl_module, self._connected, self._mark)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Sum the learning rate over the steps of a stage."""
@@ -168,12 +148,15 @@ class SISA(_private.CallbackBase):
             self._meter.learning_rate_sum += float(group["lr"]) / (1.0 - float(momentum))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Undo what `setup` did."""
-        self._stack.close()
+        """Undo what `setup` did, and what an unfinished fit did to the user's objects."""
+        self._close()
+        if self._before is not None:
+            self._before.put_back(trainer, pl_module)
+            self._mark, self._before = self._before.mark, None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Undo what `setup` did."""
-        self._stack.close()
+        self._close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer with the aggregate in trainer.validate; inside a fit each shard is validated by itself."""
@@ -211,18 +194,24 @@ class SISA(_private.CallbackBase):
         return recorded.plan.slices if recorded is not None else 1
 
     def recorded(self) -> Record | None:
-        """Return the opened record, or None where there is none yet."""
-        if not (self.record / "ledger.sqlite").is_file():
+        """Return the opened record, or None where there is none yet, or only one that was never finished."""
+        ledger = self.record / "ledger.sqlite"
+        if not ledger.is_file():
             return None
-        if self.fitted is None or self.fitted.record.folder != self.record:
-            return Record.open(self.record, self.key)
-        return self.fitted.record
+        inode = ledger.stat().st_ino
+        if self._opened is None or self._opened[0] != inode:
+            try:
+                self._opened = inode, Record.open(self.record, self.key)
+            except RecordError as error:
+                if type(error) is not RecordError:
+                    raise
+                return None
+        return self._opened[1]
 
     def wish(self, epochs: int, plan: LoaderPlan) -> PlanWish:
         """Return what a fit asks of the record."""
         seeded = os.environ.get("PL_GLOBAL_SEED")
-        recorded = (self.record / "ledger.sqlite").is_file()
-        drawn = int(seeded) if self.seed is None and seeded and not recorded else self.seed
+        drawn = int(seeded) if self.seed is None and seeded and self.recorded() is None else self.seed
         return PlanWish(
             shards=self.shards,
             slices=self.slices,
@@ -245,11 +234,10 @@ class SISA(_private.CallbackBase):
         return LightningLearner(trainer, module, self, plan, horizon, epochs, slices, validation=validation)
 
     @contextmanager
-    def in_stage(self, horizon: Horizon) -> Iterator[_Meter]:
+    def in_stage(self, trainer: Trainer, horizon: Horizon) -> Iterator[Meter]:
         """Count what a stage takes, and register files that are written meanwhile with it."""
-        trainer = self._trainer
         checkpoints.reset(trainer)
-        self._mark, self._meter = None, _Meter(horizon)
+        self._mark, self._meter = None, Meter(horizon)
         try:
             yield self._meter
             self._meter.notes["checkpoints"] = checkpoints.paths(trainer)
@@ -258,106 +246,118 @@ class SISA(_private.CallbackBase):
 
     def before_save(self, trainer: Trainer, path: str | Path) -> None:
         """Register a checkpoint with the stage whose state it will hold; warn of a lone constituent."""
+        record = self.recorded()
+        if record is None:
+            return
         if self._meter is not None:
-            self._register(path, self._meter.horizon.key)
-        elif self._mark is not None and self._mark[0]() is _private.connected_module(trainer):
-            self._register(path, self._mark[1])
-            record = self.recorded()
-            if record is not None and len(record.constituents()) > 1 and not self._warned:
-                self._warned = True
-                _log.warning(
-                    "%s holds one constituent of %d, not the model that predicts; "
-                    "Record.open(%r).aggregate(module) is the model to deploy.",
-                    path, len(record.constituents()), str(self.record),
-                )  # fmt: skip
+            record.register_artefact(path, self._meter.horizon.key, "checkpoint")
+        elif self._mark is not None and self._mark.module() is _private.connected_module(trainer):
+            record.register_artefact(path, self._mark.key, "checkpoint")
+            self._warn_of_one(record, path)
 
-    def mark(self, trainer: Trainer, module: LightningModule, record: Record) -> None:
-        """Note which constituent the module holds now, and let the trainer's checkpoints point to it."""
+    def mark(self, learner: LightningLearner, record: Record) -> None:
+        """Note which constituent the module holds now, and let checkpoints and optimizers fit it."""
         held = record.constituents()
-        key = held[max(held)]
-        self._mark = (weakref.ref(module), key)
-        checkpoints.point_to(trainer, dict(record.store.manifest(key).notes.get("checkpoints", {})))
+        if not held:
+            raise ConfigurationError(
+                f"no shard of {record.folder} has two rows to train on; use fewer shards, in a new record."
+            )
+        self._mark = Mark(weakref.ref(learner.module), held[max(held)])
+        notes = record.store.manifest(self._mark.key).notes
+        checkpoints.point_to(learner.trainer, dict(notes.get("checkpoints", {})))
+        learner.connect_held_optimization()
 
     def aggregated(self, record: Record, module: LightningModule) -> Any:
         """Return what predicts: the module itself with one constituent, else one module of all."""
         members = aggregate.constituents_of(record)
         if len(members) == 1:
             return module
-        return aggregate.AggregateModule(module, members, self.space, self.how)
+        return aggregate.AggregateModule(module, members, *self._answers_as(record))
 
     # The fit itself
 
     def _run(self, trainer: Trainer, module: LightningModule, epochs: int) -> None:
         """Stand in for the fit loop's run: build stages, for a fit or for a request."""
-        self._trainer = trainer
-        template = trainer.fit_loop
         if self.job is not None:
             self.job()
         else:
             self._fit(trainer, module, epochs)
-        _private.set_progress(template, epochs, self._steps, 0)
+        self._before = None
 
     def _fit(self, trainer: Trainer, module: LightningModule, epochs: int) -> None:
-        source = _private.train_source(trainer)
+        source, loop = _private.train_source(trainer), trainer.fit_loop
         plan = loader_plan(source.dataloader())
-        validation = trainer.fit_loop.epoch_loop.val_loop._data_source
-        learner = self.learner(trainer, module, plan, epochs, _loaders(validation))
-        state.write_module(module, self._before)  # the sanity check may have moved buffers
-        state.write_callbacks(trainer, self._callbacks_before)
-        self.given = Given(
-            module,
-            None if source.is_module() else source.instance,
-            None if validation.is_module() else validation.instance,
-            getattr(trainer, "datamodule", None),
-        )
-        self.fitted = forget.fit(
+        validation = _private.validation_source(trainer)
+        learner = self.learner(trainer, module, plan, epochs, loaders_of(validation))
+        if self._before is not None:
+            self._before.write(trainer, module)  # the sanity check may have moved buffers
+        self.given = given_to(module, source, validation)
+        fitted = forget.fit(
             self.record, self.wish(epochs, plan), learner, plan, lambda namer: self.naming.roster(plan.dataset, namer)
         )
-        self._steps = learner.counters.steps
-        self.mark(trainer, module, self.fitted.record)
+        _private.set_progress(loop, epochs, learner.counters.steps, 0)
+        self.mark(learner, fitted.record)
 
-    def _register(self, path: str | Path, key: str) -> None:
-        record = self.recorded()
-        if record is not None:
-            record.register_artefact(path, key, "checkpoint")
+    def _close(self) -> None:
+        self._stack.close()
+        self._calls = None
+
+    def _warn_of_one(self, record: Record, path: str | Path) -> None:
+        count = len(record.constituents())
+        if count > 1 and not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s holds one constituent of %d, not the model that predicts; "
+                "Record.open(%r).aggregate(module) is the model to deploy.",
+                path, count, str(self.record),
+            )  # fmt: skip
+
+    # Evaluation
+
+    def _answers_as(self, record: Record) -> tuple[aggregate.Space, aggregate.How]:
+        """Return output space and kind of aggregate: the arguments', or the record's where they are the defaults."""
+        held = record.plan.settings
+        space = self.space if self.space != "logits" else held["outputs"]
+        return space, self.how if self.how != "mean" else held["aggregate"]
 
     def _answer(self, trainer: Trainer, module: LightningModule) -> None:
         """Let the module answer with the aggregate if it holds one of the record's constituents."""
         record = self.recorded()
-        if record is None or len(record.constituents()) < 2 or trainer.fast_dev_run:
+        if record is None or len(record.constituents()) < 2 or _private.is_trial_run(trainer):
             return
         members = aggregate.constituents_of(record)
-        if aggregate.held_shard(module, members) is None:
-            self._check_monitored_best(trainer)
+        if evaluation.held_shard(module, members) is None:
             _log.warning("the module holds none of the constituents of %s; it is evaluated as it is", self.record)
             return
-        self._calls = self._stack.enter_context(aggregate.answering(module, members, self.space, self.how))
+        self._calls = self._stack.enter_context(evaluation.answering(module, members, *self._answers_as(record)))
 
-    def _check_monitored_best(self, trainer: Trainer) -> None:
+    def _answered(self) -> None:
+        calls = self._calls
+        self._close()
+        if calls is not None and calls.count == 0:
+            raise TrainingError(
+                "no evaluation step called self(...), so nothing was answered by the aggregate. Call self(batch) in "
+                "the step, or evaluate record.aggregate(module) in a loop of your own (aggregate_step= is not part of "
+                "this version)."
+            )
+
+    def _check_best(self, trainer: Trainer, path: str) -> None:
         """Refuse to evaluate the best epoch of one shard as if it were the model."""
-        callback = checkpoints.checkpoint_callbacks(trainer)[:1]
-        loaded = _private.checkpoint_path(trainer)
-        if callback and callback[0].monitor is not None and loaded and loaded == callback[0].best_model_path:
+        record, callback = self.recorded(), checkpoints.checkpoint_callbacks(trainer)[:1]
+        if record is None or len(record.constituents()) < 2 or not callback or callback[0].monitor is None:
+            return
+        if path == callback[0].best_model_path:
             raise UnsupportedError(
                 "without a model Lightning loads ckpt_path='best', which is the best epoch of one shard, not the "
                 "aggregate. Pass the model: trainer.test(model, dataloaders=...)."
             )
 
-    def _answered(self) -> None:
-        calls = getattr(self, "_calls", None)
-        self._calls = None
-        self._stack.close()
-        if calls is not None and calls.count == 0:
-            raise TrainingError(
-                "no evaluation step called self(...), so nothing was answered by the aggregate. Call self(batch) in "
-                "the step, or evaluate record.aggregate(module) in a loop of your own."
-            )
 
-
-def _loaders(source: Any) -> Any:
-    """Return the validation loaders of a source, None where the user defined none."""
-    loaders = source.dataloader() if source.is_defined() else None
-    return None if loaders is None or (isinstance(loaders, Sequence) and not loaders) else loaders
+def _refuse_checkpoint(path: str) -> None:
+    raise UnsupportedError(
+        f"fit(ckpt_path={path!r}) would make a model that has seen the data the start of every shard. Leave it out: "
+        "an interrupted SISA fit goes on from its record when the script is run again."
+    )
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:

@@ -44,27 +44,38 @@ def loader_plan(loader: Any) -> LoaderPlan:
     Raises:
         UnsupportedError: with what to pass instead.
     """
+    for problem in loader_problems(loader):
+        raise UnsupportedError(f"SISA cannot train from this loader exactly: {problem}.")
+    sequential = type(loader.sampler) is SequentialSampler
+    return LoaderPlan(loader, loader.batch_size, loader.drop_last, loader.num_workers, sequential)
+
+
+def loader_problems(loader: Any) -> Iterator[str]:
+    """Say why a training loader cannot be cut into stages, each with what to pass instead."""
     if type(loader) is not DataLoader:
-        raise UnsupportedError(
-            f"SISA trains from one plain torch.utils.data.DataLoader; got {type(loader).__name__}. Pass one loader over "
-            "one map-style data set, not a subclass, a list or a combined loader."
+        yield (
+            f"{type(loader).__name__} as training data: pass one plain torch.utils.data.DataLoader over one map-style "
+            "data set, not a subclass, a list or a combined loader"
         )
-    if isinstance(loader.dataset, IterableDataset):
-        raise UnsupportedError("SISA needs rows that it can pick; got an IterableDataset. Pass a map-style data set.")
-    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
-        raise UnsupportedError("SISA cuts the batches itself; pass batch_size= and no batch_sampler to the DataLoader.")
-    return LoaderPlan(loader, loader.batch_size, loader.drop_last, loader.num_workers, _is_sequential(loader.sampler))
+    elif isinstance(loader.dataset, IterableDataset):
+        yield "IterableDataset: pass a map-style data set, of which rows can be picked"
+    elif loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
+        yield "batch_sampler or batch_size=None: pass batch_size= alone, SISA cuts the batches itself"
+    elif not is_whole(loader):
+        yield (
+            f"{type(loader.sampler).__name__}: pass shuffle=True or shuffle=False; a sampler that repeats, weighs or "
+            "leaves out rows makes a row's use depend on the others"
+        )
 
 
-def _is_sequential(sampler: Any) -> bool:
-    if type(sampler) is SequentialSampler:
-        return True
-    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
+def is_whole(loader: DataLoader[Any]) -> bool:
+    """Whether a loader takes every row of its data set once, by one of torch's two plain samplers."""
+    if isinstance(loader.dataset, IterableDataset) or type(loader.batch_sampler) not in (BatchSampler, type(None)):
         return False
-    raise UnsupportedError(
-        f"SISA orders the rows itself and knows shuffle=True and shuffle=False; got {type(sampler).__name__}. A sampler "
-        "that repeats, weighs or leaves out rows makes a row's use depend on the others."
-    )
+    sampler: Any = loader.sampler
+    dataset: Any = loader.dataset
+    plain = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+    return plain and len(sampler) == len(dataset)
 
 
 class _Epoch:
@@ -100,13 +111,14 @@ class StageBatchSampler(BatchSampler):
         generator: torch.Generator,
     ) -> None:
         count = len(rows(0))
-        super().__init__(_Epoch(horizon.epochs_before, count), plan.batch_size, plan.drop_last)
+        self._told = _Epoch(horizon.epochs_before, count)
+        super().__init__(self._told, plan.batch_size, plan.drop_last)
         self._sizes = batch_sizes(count, plan.batch_size, plan.drop_last)
         self._rows, self._before, self._seeds, self._generator = rows, horizon.epochs_before, seeds, generator
 
     def __iter__(self) -> Iterator[list[int]]:
         """Seed the workers' generator and return the epoch's batches of positions."""
-        epoch = self.sampler.epoch - self._before  # type: ignore[attr-defined]  # our own _Epoch
+        epoch = self._told.epoch - self._before
         self._generator.manual_seed(self._seeds(epoch, "workers") & (2**63 - 1))
         return iter(cut(self._rows(epoch), self.batch_size, self.drop_last))
 
@@ -115,9 +127,7 @@ class StageBatchSampler(BatchSampler):
         return len(self._sizes)
 
 
-def stage_loader(
-    plan: LoaderPlan, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds
-) -> DataLoader[Any]:
+def stage_loader(plan: LoaderPlan, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds) -> DataLoader[Any]:
     """Return a loader with the user's settings over the rows of one stage."""
     own, generator = plan.loader, torch.Generator()
     settings: dict[str, Any] = {}

@@ -51,12 +51,13 @@ def counters(loop: Any) -> Counters:
 
 @contextmanager
 def installed(trainer: Trainer, loop: Any) -> Iterator[None]:
-    """Let a loop be the trainer's fit loop for a while."""
+    """Let a loop be the trainer's fit loop for a while; its workers end with it, also on error."""
     template = trainer.fit_loop
     trainer.fit_loop = loop
     try:
         yield
     finally:
+        loop.teardown()
         trainer.fit_loop = template
 
 
@@ -89,7 +90,7 @@ def _own_class(loop: Any) -> type:
 def _loop_class(base: Any) -> Any:
     """Return the stage loop of a Lightning package's fit loop class."""
 
-    class StageLoop(base):
+    class StageLoop(base):  # type: ignore[misc]  # the base is known at run time only
         is_stage_loop = True
         stage_start = 0
         stage_end = 0

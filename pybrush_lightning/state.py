@@ -8,39 +8,37 @@ lacks would leak from one shard into the next. Guide: docs/pitfalls.md.
 from __future__ import annotations
 
 import copy
-import hashlib
-import pickle  # digests of attributes are compared in memory; nothing pickled is kept or loaded
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pybrush.errors import FingerprintError, TrainingError, UnsupportedError
-from pybrush.record import states
+from pybrush.errors import FingerprintError, UnsupportedError
 from pybrush_lightning import _private
+from pybrush_lightning.attributes import known_parts, opaque_digests, plain_attributes, write_attributes
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 Tree = dict[str, Any]
 
-_STATELESS = ("ModelCheckpoint", "ProgressBar", "ModelSummary", "Timer", "SISA", "OnExceptionCheckpoint")
-"""Callbacks that hold no training state, by the name of a class in their ancestry (both packages)."""
-
-_NOT_ATTRIBUTES = (torch.nn.Module, Optimizer, LRScheduler, ReduceLROnPlateau)
+_STATELESS = {
+    *("ModelCheckpoint", "OnExceptionCheckpoint", "ProgressBar", "ModelSummary", "Timer", "SISA"),
+    *("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor"),
+}
+"""Callbacks that hold no training state, by the name of a class of Lightning or PyBrush in their ancestry."""
 
 
 def read_module(module: LightningModule) -> Tree:
     """Return tensors, flags and plain attributes of a module and its submodules."""
+    known = known_parts(module)
     return {
         "parameters": dict(_tensors(module.named_parameters(remove_duplicate=False))),
         "buffers": dict(_tensors(module.named_buffers(remove_duplicate=False))),
         "trainable": {name: p.requires_grad for name, p in module.named_parameters(remove_duplicate=False)},
         "training": {name: part.training for name, part in module.named_modules()},
-        "attributes": {name: plain_attributes(part) for name, part in module.named_modules()},
+        "attributes": {name: plain_attributes(part, known) for name, part in module.named_modules()},
     }
 
 
@@ -48,45 +46,37 @@ def write_module(module: LightningModule, tree: Tree) -> None:
     """Put a module into the state that `read_module` returned, in place.
 
     Raises:
-        FingerprintError: where parameters have other names or shapes.
+        FingerprintError: where its parts have other names, or its parameters other shapes.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    check_shapes(parameters, tree["parameters"])
+    _check_same(_shapes(parameters), _shapes(tree["parameters"]))
+    _check_same(dict.fromkeys(dict(module.named_modules())), dict.fromkeys(tree["training"]))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tree["parameters"][name])
             parameter.grad = None
             parameter.requires_grad_(tree["trainable"][name])
         _write_buffers(module, tree["buffers"])
+    known = known_parts(module)
     for name, part in module.named_modules():
         part.training = tree["training"][name]
-        write_attributes(part, tree["attributes"][name])
+        write_attributes(part, tree["attributes"][name], known)
 
 
-def check_shapes(parameters: dict[str, Any], stored: dict[str, Any]) -> None:
-    """Compare names and shapes of parameters with stored ones."""
-    own = {name: tuple(value.shape) for name, value in parameters.items()}
-    held = {name: tuple(value.shape) for name, value in stored.items()}
-    if own != held:
-        wrong = sorted(name for name in own.keys() | held.keys() if own.get(name) != held.get(name))
-        raise FingerprintError(
-            f"the module's parameters are not those of the record; {len(wrong)} differ in name or shape: "
-            f"{', '.join(wrong[:5])}. Build the module as it was trained."
-        )
-
-
-def read_callbacks(trainer: Trainer) -> Tree:
+def read_callbacks(trainer: Trainer, module: LightningModule) -> Tree:
     """Return `state_dict()` and plain attributes of every callback that may hold training state."""
+    known = known_parts(module)
     return {
-        name: {"state": callback.state_dict(), "attributes": plain_attributes(callback)}
+        name: {"state": copy.deepcopy(callback.state_dict()), "attributes": plain_attributes(callback, known)}
         for name, callback in stateful_callbacks(trainer)
     }
 
 
-def write_callbacks(trainer: Trainer, tree: Tree) -> None:
+def write_callbacks(trainer: Trainer, module: LightningModule, tree: Tree) -> None:
     """Put callbacks into the state that `read_callbacks` returned."""
+    known = known_parts(module)
     for name, callback in stateful_callbacks(trainer):
-        write_attributes(callback, tree[name]["attributes"])
+        write_attributes(callback, tree[name]["attributes"], known)
         callback.load_state_dict(copy.deepcopy(tree[name]["state"]))
 
 
@@ -95,7 +85,7 @@ def stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     seen: dict[str, int] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by the callback connector
         kind = type(callback)
-        if any(base.__name__ in _STATELESS for base in kind.__mro__):
+        if _private.ancestors(callback) & _STATELESS:
             continue
         number = seen[kind.__qualname__] = seen.get(kind.__qualname__, -1) + 1
         yield f"{kind.__qualname__}.{number}", callback
@@ -119,43 +109,32 @@ def write_optimization(trainer: Trainer, tree: Tree) -> None:
     trainer.precision_plugin.load_state_dict(tree["precision"])
 
 
-def plain_attributes(owner: Any) -> Tree:
-    """Return copies of the attributes that a state can hold."""
-    return {name: copy.deepcopy(value) for name, value in _attributes(owner) if _is_plain(value)}
+def opaque(trainer: Trainer, module: LightningModule) -> dict[str, str]:
+    """Return digests of what module and callbacks hold and a state cannot.
 
-
-def write_attributes(owner: Any, stored: Tree) -> None:
-    """Set the stored attributes and take away plain ones that were not there then."""
-    for name in [name for name, value in _attributes(owner) if name not in stored and _is_plain(value)]:
-        delattr(owner, name)
-    for name, value in stored.items():
-        setattr(owner, name, copy.deepcopy(value))
-
-
-def opaque_digests(module: LightningModule, trainer: Trainer) -> dict[str, str]:
-    """Return a digest of each attribute that a state cannot hold, by its full name."""
-    owners = [(f"module.{name}".rstrip("."), part) for name, part in module.named_modules()]
-    owners += stateful_callbacks(trainer)
-    return {
-        f"{place}.{name}": _digest(value)
-        for place, owner in owners
-        for name, value in _attributes(owner)
-        if not _is_plain(value)
-    }
-
-
-def check_opaque(before: dict[str, str], after: dict[str, str]) -> None:
-    """Refuse attributes that changed in a stage and cannot be stored with it.
-
-    Raises:
-        TrainingError: naming them.
+    A callback with a `state_dict` of its own answers for its attributes itself.
     """
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    if changed:
-        raise TrainingError(
-            f"training changed {', '.join(changed)}, of types that a stage cannot store, so later shards would see what "
-            "earlier ones left there. Keep such state in buffers, tensors or plain values, or return it from the "
-            "callback's state_dict()."
+    owners = [(f"module.{name}".rstrip("."), part) for name, part in module.named_modules()]
+    owners += [
+        (name, callback)
+        for name, callback in stateful_callbacks(trainer)
+        if _private.own_hook(callback, "state_dict") is None
+    ]
+    return opaque_digests(owners, known_parts(module))
+
+
+def _shapes(named: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: tuple(tensor.shape) for name, tensor in named.items()}
+
+
+def _check_same(own: dict[str, Any], held: dict[str, Any]) -> None:
+    """Compare names of parts, or of parameters and their shapes, with stored ones."""
+    if own != held:
+        missing = object()
+        wrong = sorted(n for n in own.keys() | held.keys() if own.get(n, missing) != held.get(n, missing))
+        raise FingerprintError(
+            f"the module is not built as that of the record; {len(wrong)} parts differ in name or shape: "
+            f"{', '.join(wrong[:5])}. Build it as it was trained."
         )
 
 
@@ -163,7 +142,7 @@ def _tensors(named: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, t
     """Detach tensors and bring them to the CPU; names that share one tensor go on sharing it."""
     copies: dict[int, torch.Tensor] = {}
     for name, tensor in named:
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(tensor):
             raise UnsupportedError(f"parameter {name} has no shape yet; run one batch through the module before fit.")
         if id(tensor) not in copies:
             copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
@@ -183,26 +162,3 @@ def _write_buffers(module: LightningModule, stored: dict[str, torch.Tensor]) -> 
     for name in own.keys() - stored.keys():
         owner, _, last = name.rpartition(".")
         delattr(module.get_submodule(owner), last)
-
-
-def _attributes(owner: Any) -> Iterator[tuple[str, Any]]:
-    """Return a module's or callback's own attributes that are neither the frameworks' nor behaviour."""
-    for name, value in list(vars(owner).items()):
-        behaviour = isinstance(value, _NOT_ATTRIBUTES) or (callable(value) and not isinstance(value, type))
-        if name not in _private.INTERNAL_ATTRIBUTES and not behaviour:
-            yield name, value
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        states.pack(value)
-    except UnsupportedError:
-        return False
-    return True
-
-
-def _digest(value: Any) -> str:
-    try:
-        return hashlib.sha256(pickle.dumps(value)).hexdigest()
-    except (pickle.PicklingError, TypeError, AttributeError, RecursionError, RuntimeError):
-        return f"object {id(value)}"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
+from numpy.typing import NDArray
 
 from pybrush import forget as core
 from pybrush.build import Sources
@@ -25,12 +26,13 @@ from pybrush.record.resolve import Wish
 from pybrush.request import Roster
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, checkpoints
+from pybrush_lightning.around_fit import Given
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.sample_ids import forget_dataset, rows_inside
-from pybrush_lightning.sisa import SISA, Given
-from pybrush_lightning.stage_data import LoaderPlan, loader_plan
-from pybrush_lightning.supported import check_trainer
+from pybrush_lightning.sisa import SISA
+from pybrush_lightning.stage_data import loader_plan
+from pybrush_lightning.supported import check_training
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer as AnyTrainer
@@ -99,6 +101,8 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
     core.check_guarantee(method, guarantee)
     if duplicates not in ("report", "forget"):
         raise ConfigurationError(f"duplicates must be 'report' or 'forget'; got {duplicates!r}.")
+    if _private.is_trial_run(trainer):
+        raise UnsupportedError("fast_dev_run never touches a record; unlearn with a Trainer without it.")
     sisa = _sisa_of(trainer)
     given = _given(sisa, Given(model, train_dataloaders, val_dataloaders, datamodule))
     record = sisa.recorded()
@@ -133,36 +137,41 @@ class _Request:
     def __init__(self, trainer: AnyTrainer, sisa: SISA, record: Record, given: Given) -> None:
         self.trainer, self.sisa, self.record, self.given = trainer, sisa, record, given
         loader, self.validation = _loaders(trainer, given)
+        check_training(trainer, given.module, record.plan.slices, loader)
         settings = record.plan.semantic["loader"]
         self.plan = replace(loader_plan(loader), batch_size=settings["batch_size"], workers=settings["workers"])
-        check_trainer(trainer, given.module, record.plan.slices)
 
     def serve(self, asked: _Asked, dry_run: bool) -> UnlearnResult:
         """Compare fingerprints, name the rows, and let the core do the rest."""
-        record, sisa, trainer = self.record, self.sisa, self.trainer
+        record, sisa = self.record, self.sisa
         learner = self._learner()
         core.check_fingerprint(record, sisa.wish(record.plan.epochs, self.plan), learner)
         roster = sisa.naming.roster(self.plan.dataset, record.names)
         wish = self._wish(asked, roster)
-        held = checkpoints.snapshot(trainer)
+        held = record.constituents()
         try:
             result = core.unlearn(
                 record, Sources(learner, self.plan, roster), wish, aggregate=self._aggregate, dry_run=dry_run
             )
         except BaseException:
-            checkpoints.put_back(trainer, held)
+            if record.constituents() != held:  # committed: from there only forward
+                self._take_over(learner)
             raise
         if not dry_run:
-            sisa.given = self.given
-            sisa.mark(trainer, self.given.module, record)
-            _private.set_progress(trainer.fit_loop, record.plan.epochs, learner.counters.steps, 0)
+            self._take_over(learner)
         return result
+
+    def _take_over(self, learner: LightningLearner) -> None:
+        """Let trainer and callback say what the module holds now."""
+        self.sisa.given = self.given
+        self.sisa.mark(learner, self.record)
+        _private.set_progress(self.trainer.fit_loop, self.record.plan.epochs, learner.counters.steps, 0)
 
     def _learner(self) -> LightningLearner:
         learner = self.sisa.learner(
             self.trainer, self.given.module, self.plan, self.record.plan.epochs, self.validation
         )
-        learner.run_fit = self._run_fit
+        learner.run_fit, learner.datamodule = self._run_fit, self.given.datamodule
         return learner
 
     def _run_fit(self, build: Callable[[], Any]) -> Any:
@@ -190,12 +199,15 @@ class _Request:
         subjects = None if asked.subjects is None else namer.subjects(asked.subjects)
         if asked.ids is not None:
             if naming.kind != "ids":
-                raise ForgetError(f"this record names samples by {naming.kind}; pass rows=, forget=, subjects= or missing.")
+                raise ForgetError(
+                    f"this record names samples by {naming.kind}; pass rows=, forget=, subjects= or missing."
+                )
             return Wish(names=namer.samples(asked.ids), duplicates=asked.duplicates, raw_ids=_long_ids(asked.ids))
         if asked.rows is not None:
             return self._rows_wish(_positions(asked.rows, len(roster)), roster, asked.duplicates)
         if asked.forget is None:
-            return Wish(subjects=subjects, missing=asked.missing, duplicates=asked.duplicates)
+            raw = _long_ids(asked.subjects or ())
+            return Wish(subjects=subjects, missing=asked.missing, duplicates=asked.duplicates, raw_ids=raw)
         dataset = forget_dataset(asked.forget)
         inside = rows_inside(dataset, self.plan.dataset)
         if inside is not None and subjects is None:
@@ -243,7 +255,9 @@ def _given(sisa: SISA, now: Given) -> Given:
 def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Any]:
     """Return training and validation loaders, from the loaders, the data module or the module itself."""
     if given.train is not None:
-        validation = given.validation if given.validation is not None else _hook(trainer, given.module, "val_dataloader")
+        validation = (
+            given.validation if given.validation is not None else _hook(trainer, given.module, "val_dataloader")
+        )
         return given.train, validation
     owner = given.datamodule if given.datamodule is not None else given.module
     if given.datamodule is not None:
@@ -252,19 +266,21 @@ def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Any]:
         owner.setup("fit")
     loader = _hook(trainer, owner, "train_dataloader")
     if loader is None:
-        raise ConfigurationError("the training data is not known in this process; pass train_dataloaders= or datamodule=.")
-    return loader, _hook(trainer, owner, "val_dataloader") or given.validation
+        raise ConfigurationError(
+            "the training data is not known in this process; pass train_dataloaders= or datamodule=."
+        )
+    validation = _hook(trainer, owner, "val_dataloader")
+    return loader, validation if validation is not None else given.validation
 
 
 def _hook(trainer: AnyTrainer, owner: Any, name: str) -> Any:
     """Call a data hook that the user's class defines itself; None where it does not."""
-    defined = getattr(type(owner), name, None)
-    if defined is None or defined.__module__.startswith(("lightning.", "pytorch_lightning.")):
+    hook = _private.own_hook(owner, name)
+    if hook is None:
         return None
-    if isinstance(owner, LightningModule):
-        with _private.attached(trainer, owner):
-            return getattr(owner, name)()
-    return getattr(owner, name)()
+    is_module = isinstance(owner, _private.module_classes())
+    with _private.attached(trainer, owner) if is_module else nullcontext():
+        return hook()
 
 
 @contextmanager
@@ -289,9 +305,12 @@ def _positions(rows: Sequence[int], length: int) -> list[int]:
     """Return positions once each, in order.
 
     Raises:
-        ForgetError: for positions outside of the data set.
+        ForgetError: for positions outside of the data set, masks and fractions.
     """
-    found = [int(row) for row in np.asarray(rows).ravel().tolist()] if len(rows) else []
+    given: NDArray[Any] = np.asarray(rows)
+    if given.size and given.dtype.kind not in "iu":
+        raise ForgetError(f"rows= takes whole numbers, positions in the training data; got {given.dtype}.")
+    found = [int(row) for row in given.ravel().tolist()]
     outside = [row for row in found if not 0 <= row < length]
     if outside:
         raise ForgetError(f"rows= holds {len(outside)} positions outside of 0..{length - 1}, such as {outside[0]}.")
@@ -323,6 +342,6 @@ class Trainer(LightningTrainer):
 def attach() -> None:
     """Give the Trainer classes of the installed Lightning packages `unlearn`, once."""
     for trainer_class in _private.trainer_classes():
-        checkpoints.wrap_save_checkpoint(trainer_class)
+        checkpoints.wrap_save_checkpoint(trainer_class, SISA)
         if not os.environ.get("PYBRUSH_NO_PATCH"):
             trainer_class.unlearn = unlearn  # type: ignore[attr-defined]

@@ -22,6 +22,13 @@ def subject(key, canonical):
     return hashlib.blake2b(canonical, digest_size=16, key=key, person=b"pybrush-subject").digest()
 
 
+def commitment(salt, body):
+    state = hashlib.blake2b(digest_size=32, person=b"pybrush-commit")
+    for part in (salt, body):
+        state.update(numbers(len(part)) + part)
+    return state.digest()
+
+
 def files_holding(folder, secrets):
     """Return the files under a folder that hold any of some byte strings, raw or in hexadecimal."""
     forms = [form for s in secrets for form in (s, s.hex().encode(), s.hex().upper().encode())]

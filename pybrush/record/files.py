@@ -58,7 +58,7 @@ def replace(path: Path, data: bytes) -> None:
 def move(source: Path, target: Path) -> None:
     """Rename within one file system and sync the folder, so that the name survives a power loss."""
     with announced(f"rename {target.name}"):
-        os.replace(source, target)
+        source.replace(target)
         sync_folder(target.parent)
 
 

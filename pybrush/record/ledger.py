@@ -85,7 +85,7 @@ class Ledger:
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             connection.close()
         with announced("rename ledger"):
-            os.replace(temporary, path)
+            temporary.replace(path)
             sync_folder(path.parent)
 
     def close(self) -> None:

@@ -151,7 +151,8 @@ def record_roster(roster: Roster, shards: int, slices: int, sequential: bool, ke
 
     Args:
         roster: the data set.
-        shards: S. slices: R.
+        shards: S.
+        slices: R.
         sequential: whether the loader keeps the data set's order.
         kept: which rows may be trained on (the others are suppressed), shape (rows,).
 

@@ -84,7 +84,7 @@ def open_request(record: Record) -> OpenRequest | None:
     """Return the request that is not sealed yet, if there is one; call after `tidy`.
 
     Raises:
-        CorruptRecordError: where its pending file is missing or damaged.
+        CorruptRecordError: where its pending file is missing, damaged or another request's.
     """
     waiting = unfinished(record)
     if not waiting:
@@ -96,7 +96,12 @@ def open_request(record: Record) -> OpenRequest | None:
             f"{path} is missing, and request {request.number} cannot be finished without it. "
             f"Restore the file from a backup{way_out}."
         )
-    return OpenRequest(request.number, request.state, Strikes.from_bytes(path.read_bytes()))
+    strikes = Strikes.from_bytes(path.read_bytes())
+    query = "SELECT salt, commitment FROM salts JOIN requests ON number = request WHERE request = ?"
+    for salt, commitment in record.ledger.rows(query, (request.number,)):  # none once it is collected
+        if strikes.commitment(salt) != commitment:
+            raise CorruptRecordError(f"{path} is not what request {request.number} was accepted with; restore it.")
+    return OpenRequest(request.number, request.state, strikes)
 
 
 def tidy(record: Record) -> None:

@@ -117,6 +117,10 @@ def _check_plan(record: Record) -> None:
     plan = record.plan
     if semantic_digest(plan.semantic).hex() != plan.semantic_digest:
         raise CorruptRecordError(f"the fingerprint in {record.ledger.path} does not have the digest beside it.")
+    # The fingerprint says most of the plan again, and training reads the plan.
+    changed = sorted(name for name, value in plan.semantic.get("plan", {}).items() if getattr(plan, name) != value)
+    if changed:
+        raise CorruptRecordError(f"{', '.join(changed)} in {record.ledger.path} are not what its fingerprint says.")
     if record.store.manifest("initial").key != "initial":
         raise CorruptRecordError(f"{record.store.initial} does not hold the initial state.")
     if states.init_digest(states.load(record.store.initial)) != plan.initial_digest:

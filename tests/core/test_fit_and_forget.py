@@ -43,9 +43,9 @@ def keep(rows, mask):
     return rows[0][mask], rows[1][mask]
 
 
-def assert_same_record(one, other, key=KEY):
+def assert_same_record(one, other):
     """Same stages under the same keys with the same bits."""
-    a, b = Record.open(one, key), Record.open(other, key)
+    a, b = Record.open(one, KEY), Record.open(other, KEY)
     assert a.store.keys() == b.store.keys()
     assert a.ledger.wanted() == b.ledger.wanted() == a.store.keys()
     for key in a.store.keys() | {"initial"}:

@@ -9,11 +9,12 @@ import os
 import shutil
 import signal
 import tempfile
-import traceback
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,13 @@ import pytest
 
 from pybrush import forget
 from pybrush.content import encode
+from pybrush.errors import UnknownSamplesError
+from pybrush.names import as_names
 from pybrush.record import Record, files
 from pybrush.record.resolve import Wish
 from tests import reference
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
+from tests.core.processes import at_once, fork, status_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
 
 SMALL = {"shards": 2, "slices": 2, "epochs": 1}
@@ -43,37 +47,25 @@ def scratch():
 def in_child(work, kill_at=None):
     """Run `work` in a forked process and return the steps it announced; kill it at step `kill_at`, from 1."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _child(work, kill_at, writer)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        told = stream.read()
-    _, status = os.waitpid(child, 0)
-    if kill_at is not None:
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "the child was not killed"
-        return None
-    assert status == 0, "the child failed, see its traceback"
-    return json.loads(told)
 
+    def watched():
+        steps = []
 
-def _child(work, kill_at, writer):
-    steps = []
+        def observe(step):
+            steps.append(step)
+            if len(steps) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    def observe(step):
-        steps.append(step)
-        if len(steps) == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    try:
         files.observer = observe
         work()
         os.write(writer, json.dumps(steps).encode())
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
+
+    child = fork(watched)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        told = stream.read()
+    assert status_of(child) == (0 if kill_at is None else signal.SIGKILL)
+    return json.loads(told) if told else None
 
 
 def fitted(folder, *arguments, **plan):
@@ -91,6 +83,8 @@ class Case:
         ask: record -> wish.
         left: mask of the rows that stay, shape (n,).
         gone: names, subjects and digests that no file may hold afterwards.
+        later: mask of the rows that are still in the data set when the request is made; None for all.
+        artefact: a row of which some user code left a checkpoint behind, in the record; None for none.
     """
 
     rows: Any
@@ -99,20 +93,38 @@ class Case:
     ask: Any
     left: Any
     gone: list
+    later: Any = None
+    artefact: int | None = None
 
     def make(self, folder):
         fitted(folder, self.rows, self.ids, self.subjects)
+        if self.artefact is not None:
+            leave_checkpoint(folder, self.ids[self.artefact])
 
-    def serve(self, folder):
-        return unlearn(folder, self.rows, self.ask, self.ids, self.subjects)
+    def serve(self, folder, ask=None):
+        rows, ids, subjects = self.of(np.full(len(self.left), True) if self.later is None else self.later)
+        return unlearn(folder, rows, ask or self.ask, ids, subjects)
 
     def refit(self, folder):
         fitted(folder, self.rows, self.ids, self.subjects)
 
     def twin(self, folder, left=None):
-        kept = np.flatnonzero(self.left if left is None else left)
+        fitted(folder, *self.of(self.left if left is None else left))
+
+    def of(self, mask):
+        kept = np.flatnonzero(mask)
         ids, subjects = (None if values is None else [values[i] for i in kept] for values in (self.ids, self.subjects))
-        fitted(folder, keep(self.rows, kept), ids, subjects)
+        return keep(self.rows, kept), ids, subjects
+
+
+def leave_checkpoint(folder, sample_id):
+    """Do what a user's callback does: announce a file that holds what a stage made of a sample, then write it."""
+    with closing(Record.open(folder, KEY)) as record:
+        samples = record.samples()
+        shard = samples.shards[samples.find(record.names.samples([sample_id]))[0]]
+        record.register_artefact(folder / "logs" / "last.ckpt", record.constituents()[shard], "checkpoint")
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "logs" / "last.ckpt").write_bytes(b"weights")
 
 
 def digests_of(rows, positions):
@@ -123,7 +135,8 @@ def id_case():
     rows, ids = data(14), [f"person-{i:012d}" for i in range(14)]
     names = [reference.pseudonym(KEY, b"s:" + ids[i].encode()) for i in (3, 8)]
     left = ~np.isin(np.arange(14), (3, 8))
-    return Case(rows, ids, None, by_ids([ids[3], ids[8]]), left, names + digests_of(rows, (3, 8)) + [ids[3].encode()])
+    gone = names + digests_of(rows, (3, 8)) + [ids[3].encode()]
+    return Case(rows, ids, None, by_ids([ids[3], ids[8]]), left, gone, artefact=3)
 
 
 def subject_case():
@@ -147,7 +160,36 @@ def copies_case():
     return Case((x, y), None, None, ask, left, names + digests)
 
 
-CASES = {"ids": id_case, "subject": subject_case, "copies": copies_case}
+def contents_case():
+    """An id record from which rows are forgotten that are given as data."""
+    case = id_case()
+    contents = as_names(digests_of(case.rows, (3, 8)))
+    case.ask = lambda _: Wish(contents=contents)
+    return case
+
+
+def owned_case():
+    """Rows given as data, with the person whose they are."""
+    case = subject_case()
+    contents = as_names(digests_of(case.rows, (4, 11)))
+    case.ask = lambda record: Wish(contents=contents, subjects=record.names.subjects(["subject-4"]))
+    return case
+
+
+def missing_case():
+    case = id_case()
+    case.later, case.ask = case.left, lambda _: Wish(missing=True)
+    return case
+
+
+CASES = {
+    "ids": id_case,
+    "subject": subject_case,
+    "copies": copies_case,
+    "contents": contents_case,
+    "owned": owned_case,
+    "missing": missing_case,
+}
 
 
 def files_in(folder):
@@ -178,8 +220,7 @@ def kill_points(base, work, scratch, only=None):
 
 def _copy(base, copy):
     shutil.rmtree(copy, ignore_errors=True)
-    if base is not None:
-        shutil.copytree(base, copy)
+    return copy if base is None else shutil.copytree(base, copy)
 
 
 LATE = ("after unlink 1", "before commit seal", "after commit seal")
@@ -199,13 +240,18 @@ def test_a_request_killed_at_any_step_and_made_again_has_the_bits_of_a_fit_witho
     steps = []
     for step, folder in kill_points(base, case.serve, scratch):
         steps.append(step)
-        if name == "copies" and step in LATE:
+        if step in LATE and name == "copies":  # the next test
             continue
-        case.serve(folder)
+        if step in LATE and name == "contents":  # what is known of them is the id, which was not given
+            with pytest.raises(UnknownSamplesError):
+                case.serve(folder)
+        else:
+            case.serve(folder)
         assert_finished(folder, twin, case.gone)
         with closing(Record.open(folder, KEY)) as record:
             assert len(record.requests) == 1
     assert {*LATE, "after commit accept", "after commit commit", "after vacuum"} < set(steps)
+    assert case.artefact is None or "after unlink last.ckpt" in steps
 
 
 def test_made_again_after_it_was_all_but_sealed_a_request_for_one_of_three_equal_rows_takes_one_more(scratch):
@@ -216,6 +262,28 @@ def test_made_again_after_it_was_all_but_sealed_a_request_for_one_of_three_equal
     for _, folder in kill_points(base, case.serve, scratch, LATE):
         case.serve(folder)
         assert_finished(folder, scratch / "fewer", case.gone)
+
+
+def test_another_request_after_a_kill_finishes_the_first_and_serves_its_own(scratch):
+    case = id_case()
+    base, _ = with_twins(case, scratch)
+    case.twin(scratch / "both", case.left & (np.arange(14) != 5))
+    steps = in_child(partial(case.serve, _copy(base, scratch / "copy")))
+    # What holds after one step holds before the next.
+    for _, folder in kill_points(base, case.serve, scratch, [step for step in steps if step.startswith("after")]):
+        with closing(Record.open(folder, KEY)) as record:
+            accepted = bool(record.requests)
+        case.serve(folder, by_ids([case.ids[5]] if accepted else [case.ids[i] for i in (3, 5, 8)]))
+        assert_finished(folder, scratch / "both", case.gone)
+
+
+def test_a_wish_that_is_refused_does_not_hold_up_a_request_that_was_committed(scratch):
+    case = subject_case()
+    base, twin = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit commit", "after vacuum", *LATE]):
+        with pytest.raises(UnknownSamplesError):
+            case.serve(folder, lambda record: Wish(names=record.names.samples(["nobody"])))
+        assert_finished(folder, twin, case.gone)
 
 
 @pytest.mark.parametrize("first", ["after commit accept", "after commit commit"])
@@ -269,20 +337,17 @@ def first_fit(folder):
     found.record.close()
 
 
-def test_a_first_fit_killed_at_any_step_and_made_again_has_the_bits_of_one_that_was_not(scratch):
+def test_a_first_fit_killed_at_any_step_and_made_again_has_the_bits_of_one_that_was_not(scratch, monkeypatch):
+    # Another key is another placement, and has other steps.
+    monkeypatch.setattr("pybrush.record.secret.secrets", SimpleNamespace(token_bytes=lambda size: KEY[:size]))
     steps = []
+    fitted(scratch / "twin", data(14))
     for step, folder in kill_points(None, first_fit, scratch):
         steps.append(step)
         first_fit(folder)
         assert {path.name for path in folder.iterdir()} == {"record", "record.key"}
-        key = (folder / "record.key").read_bytes()
-        twin = scratch / "twin"
-        shutil.rmtree(twin, ignore_errors=True)
-        fitted(twin, data(14), key=key)
-        assert files_in(folder / "record") == files_in(twin)
-        assert_same_record(folder / "record", twin, key)
-        with closing(Record.open(folder / "record")) as record:
-            assert record.verify().is_clean
+        assert (folder / "record.key").read_bytes() == KEY
+        assert_finished(folder / "record", scratch / "twin", [])
     assert {"after link record.key", "before write ledger", "after commit plan", "after commit release"} < set(steps)
 
 
@@ -295,37 +360,35 @@ def test_a_request_finishes_a_fit_that_was_killed(scratch):
             assert_finished(folder, scratch / "twin", case.gone)
 
 
+def test_a_request_killed_at_any_instant_and_made_again_has_the_same_bits(scratch):
+    case = id_case()
+    base, twin = with_twins(case, scratch)
+    started = time.perf_counter()
+    assert status_of(fork(partial(case.serve, _copy(base, scratch / "copy")))) == 0
+    whole = time.perf_counter() - started
+    # Also in the middle of a write, and between two steps that are not announced.
+    for number in range(25):
+        folder = _copy(base, scratch / "copy")
+        child = fork(partial(case.serve, folder))
+        time.sleep(whole * number / 25)
+        os.kill(child, signal.SIGKILL)
+        status_of(child)
+        case.serve(folder)
+        assert_finished(folder, twin, case.gone)
+
+
 def test_two_processes_that_make_one_record_at_once_end_with_the_same_one(scratch):
     case = id_case()
     case.make(scratch / "twin")
     for attempt in range(3):
-        folder = scratch / f"record-{attempt}"
-        reader, writer = os.pipe()
-        children = [_fork(lambda f=folder: (os.read(reader, 1), case.make(f))) for _ in range(2)]
-        os.write(writer, b"go")
-        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-        assert_finished(folder, scratch / "twin", [])
-
-
-def _fork(work):
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return child
+        work = partial(case.make, scratch / f"record-{attempt}")
+        at_once(work, work)
+        assert_finished(scratch / f"record-{attempt}", scratch / "twin", [])
 
 
 def test_records_that_share_a_key_file_and_are_made_at_once_share_the_key(scratch, monkeypatch):
     monkeypatch.setenv("PYBRUSH_KEY_FILE", str(scratch / "shared.key"))
-    reader, writer = os.pipe()
-    children = [_fork(lambda n=n: (os.read(reader, 1), first_fit(scratch / f"run-{n}"))) for n in range(4)]
-    os.write(writer, b"gogo")
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
+    at_once(*(partial(first_fit, scratch / f"run-{number}") for number in range(4)))
     for number in range(4):
         with closing(Record.open(scratch / f"run-{number}" / "record")) as record:
             assert record.names.key_id == record.plan.key_id
@@ -355,7 +418,7 @@ class Disk:
             unlinked(path, **more)
 
         def spy_sync(handle):
-            self.unsynced.discard(Path(os.readlink(f"/proc/self/fd/{handle}")))
+            self.unsynced.discard(Path(f"/proc/self/fd/{handle}").readlink())
             synced(handle)
 
         def spy_replace(source, target):
@@ -373,7 +436,8 @@ class Disk:
 
     def announced(self, step):
         # What lies in tmp/ is written again after a crash.
-        lost = {path for path in self.unsynced - {self.root / "tmp"} if path.is_relative_to(self.root) and path.exists()}
+        here = {path for path in self.unsynced if path.is_relative_to(self.root) and path.exists()}
+        lost = here - {self.root / "tmp"}
         self.steps.append((step, lost))
 
 
@@ -386,5 +450,6 @@ def test_whatever_the_ledger_speaks_of_is_synced_before_the_ledger_says_so(tmp_p
         case.make(folder)
         case.serve(folder)
     said = [(step, lost) for step, lost in disk.steps if step.startswith(("before commit", "move"))]
-    assert {"before commit accept", "before commit commit", "before commit seal", "move 1"} <= {step for step, _ in said}
+    steps = {step for step, _ in said}
+    assert {"before commit accept", "before commit commit", "before commit seal", "move 1"} <= steps
     assert [(step, lost) for step, lost in said if lost] == []

@@ -195,7 +195,8 @@ def test_the_order_of_an_epoch_and_its_seeds_are_those_of_the_written_rule(numbe
         position for position in order if position in {member[2] for member in left}
     ]
     for purpose in ("stage", "train", "workers"):
-        assert Seeds(seed, shard, last)(epoch, purpose, rank) == reference.seed_of(seed, shard, last, epoch, purpose, rank)
+        expected = reference.seed_of(seed, shard, last, epoch, purpose, rank)
+        assert Seeds(seed, shard, last)(epoch, purpose, rank) == expected
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

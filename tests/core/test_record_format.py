@@ -226,7 +226,10 @@ def test_the_pending_file_has_its_vector():
     found = reader.read_pending(whole)
     assert reader.pending_file(**found) == request.Strikes.from_bytes(whole).to_bytes() == whole
     assert found["rows"][0][0] == reader.pseudonym(KEY, 17) and found["rows"][0][2] == 1
-    assert found["subjects"] == [reader.subject_name(KEY, "anna")] and found["orphans"] == []
+    assert found["subjects"] == [reader.subject_name(KEY, "anna")]
+    assert found["orphans"] == [reader.subject_name(KEY, 7)]
+    asked = request.Strikes.from_bytes(whole)
+    assert [asked.subjects.tobytes()] == found["subjects"] and [asked.orphans.tobytes()] == found["orphans"]
 
 
 def test_events_commitments_and_releases_have_their_vectors():
@@ -454,6 +457,19 @@ def test_an_open_request_is_read_from_its_file(pending):
     assert {row["key"] for row in record["tables"]["wanted"]} > {s["key"] for s in reader.expected_stages(record)}
 
 
+def test_a_cancelled_request_leaves_no_mark_and_the_stages_as_they_were(pending):
+    folder, _ = pending
+    opened = Record.open(folder, KEY)
+    opened.cancel(1)
+    opened.close()
+    record = reader.read_record(folder)
+    assert reader.defects(record) == [] and record["pending"] == {}
+    assert not record["tables"]["suppressions"] and not record["tables"]["salts"]
+    assert record["states"].keys() - {"initial"} == {stage["key"] for stage in reader.expected_stages(record)}
+    last = record["tables"]["events"][-1]
+    assert last["kind"] == "cancelled" and set(json.loads(last["body"])) == event_members()["cancelled"]
+
+
 # What is damaged is found
 
 
@@ -563,9 +579,14 @@ def test_the_page_has_every_member_of_manifests_and_plan(made):
     assert all(f"`{name}`" in PAGE and record["plan"][name] == value for name, value in own.items())
 
 
+def event_members():
+    text = PAGE[PAGE.index("| kind | members") :]
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|$", text, re.MULTILINE)
+    return {kind: set(re.findall(r"\w+", members)) for kind, members in rows}
+
+
 def test_the_page_has_every_kind_of_event_with_its_members(made):
-    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|$", PAGE[PAGE.index("| kind | members") :], re.MULTILINE)
-    known = {kind: set(re.findall(r"\w+", members)) for kind, members in rows}
+    known = event_members()
     events = [event for kind in made for event in reader.read_record(made[kind][0])["tables"]["events"]]
     assert {event["kind"] for event in events} == known.keys() - {"cancelled"}
     assert all(json.loads(event["body"]).keys() == known[event["kind"]] for event in events)

@@ -1,0 +1,111 @@
+"""What `pybrush unlearn` and `pybrush verify` can be told: the shape of conf/pybrush/unlearn.yaml and verify.yaml.
+
+The YAML files document each setting and hold the defaults; here are their types, and the checks of the words
+on the command line before Hydra sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pybrush import forget_file
+from pybrush.errors import ConfigurationError
+
+_PATHS = ("record", "report", "forget.file")
+"""Settings that are paths: taken as they stand, whatever Hydra's grammar makes of their characters."""
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The group `forget` of unlearn.yaml."""
+
+    file: str | None = None
+    kind: str = "ids"
+    type: str = "auto"
+
+
+@dataclass(frozen=True)
+class UnlearnSettings:
+    """unlearn.yaml.
+
+    Raises:
+        ConfigurationError: for settings that say nothing, or two things.
+    """
+
+    record: str
+    forget: Forget = field(default_factory=Forget)
+    missing: bool = False
+    guarantee: str | None = None
+    method: str = "auto"
+    duplicates: str = "report"
+    dry_run: bool = False
+    report: str | None = None
+    allow: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _one_of("forget.kind", self.forget.kind, forget_file.KINDS)
+        _one_of("forget.type", self.forget.type, forget_file.TYPES)
+        if self.missing == (self.forget.file is not None):
+            raise ConfigurationError("say what to forget, in one way: forget.file=FILE or missing=true.")
+        # Checked before the request, which cannot be taken back when the page turns out to have no place.
+        page = None if self.report is None else path_of(self.report).absolute()
+        if page is not None and (page.is_dir() or not page.parent.is_dir()):
+            raise ConfigurationError(f"report={self.report} must be a file in a folder that exists.")
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """verify.yaml."""
+
+    record: str
+
+
+def path_of(text: str) -> Path:
+    """Return a path as it was typed; a shell leaves the ~ in record=~/records."""
+    return Path(text).expanduser()
+
+
+def check_words(words: Sequence[str], defaults: Any) -> None:
+    """Refuse words that are no settings, without repeating a value: it may be an id.
+
+    Args:
+        words: KEY=VALUE each.
+        defaults: the settings that there are, as plain containers.
+
+    Raises:
+        ConfigurationError: naming the key and those that there are.
+    """
+    known = [name for name, _ in leaves(defaults)]
+    for word in words:
+        key, found, _ = word.partition("=")
+        if word.startswith("-"):
+            raise ConfigurationError(f"{key} is not for this command, which does one thing at a time: KEY=VALUE only.")
+        if not found or key not in known:
+            said = f"{key} is not a setting" if found else "a word without = is no setting"
+            hint = " Ids come from forget.file=FILE alone." if "forget.file" in known else ""
+            raise ConfigurationError(f"{said}; there are {', '.join(known)}.{hint}")
+
+
+def quoted(word: str) -> str:
+    """Quote the value of a path for Hydra's grammar, in which spaces, commas and brackets mean something."""
+    key, _, value = word.partition("=")
+    if key not in _PATHS or value[:1] in ("'", '"') or "${" in value:
+        return word
+    return f"{key}='" + value.replace("'", "\\'") + "'"
+
+
+def leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Return dotted name and value of each setting."""
+    if not isinstance(node, Mapping):
+        yield place, node
+        return
+    for name, below in node.items():
+        yield from leaves(below, f"{place}.{name}".lstrip("."))
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")

@@ -1,0 +1,85 @@
+"""What SISA keeps while a fit runs: what the user passed, how their objects were, and what a stage takes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pybrush.learner import Horizon
+from pybrush_lightning import _private, checkpoints, state
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+Optimization = tuple[list[Any], list[Any]]
+"""Optimizers and scheduler configs of a trainer."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user last passed to fit, for requests in the same process."""
+
+    module: Any = None
+    train: Any = None
+    validation: Any = None
+    datamodule: Any = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Which stage's state a module holds; kept beside the module, not on it."""
+
+    module: weakref.ref[Any]
+    key: str
+
+
+@dataclass
+class Meter:
+    """What is counted while a stage trains."""
+
+    horizon: Horizon
+    learning_rate_sum: float = 0.0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Before:
+    """The user's objects as they were when a fit began."""
+
+    module: state.Tree
+    callbacks: state.Tree
+    checkpoints: list[dict[str, Any]]
+    optimization: Optimization
+    mark: Mark | None
+
+    @classmethod
+    def of(cls, trainer: Trainer, module: LightningModule, optimization: Optimization, mark: Mark | None) -> Before:
+        """Take note of everything that stages will change."""
+        held = state.read_module(module), state.read_callbacks(trainer, module), checkpoints.snapshot(trainer)
+        return cls(*held, optimization, mark)
+
+    def write(self, trainer: Trainer, module: LightningModule) -> None:
+        """Put module and callbacks back."""
+        state.write_module(module, self.module)
+        state.write_callbacks(trainer, module, self.callbacks)
+
+    def put_back(self, trainer: Trainer, module: LightningModule) -> None:
+        """Put everything back."""
+        self.write(trainer, module)
+        checkpoints.put_back(trainer, self.checkpoints)
+        _private.connect_optimization(trainer, *self.optimization)
+
+
+def given_to(module: LightningModule, train: Any, validation: Any) -> Given:
+    """Return what the user passed to fit, from the sources that Lightning made of it."""
+    datamodule = train.instance if train.is_module() and train.instance is not module else None
+    loaders = None if train.is_module() else train.instance
+    return Given(module, loaders, None if validation.is_module() else validation.instance, datamodule)
+
+
+def loaders_of(source: Any) -> Any:
+    """Return the validation loaders of a source, None where the user defined none."""
+    loaders = source.dataloader() if source.is_defined() else None
+    return None if loaders is None or (isinstance(loaders, Sequence) and not loaders) else loaders

@@ -1,0 +1,141 @@
+"""The shipped configuration: every file composes and builds, spells out its options, and every experiment runs."""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from pybrush.app import main
+from pybrush.record import Record
+from pybrush.settings import UnlearnSettings, VerifySettings, leaves
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "pybrush"
+GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+PARTS = [path for path in GROUP_FILES if path.parent.name != "experiment"]
+EXPERIMENTS = [path.stem for path in GROUP_FILES if path.parent.name == "experiment"]
+
+NOT_OFFERED = {"SISA": {"aggregate_step", "rebuild_all"}}
+"""Arguments that this version only takes at their default."""
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", list(overrides))
+
+
+def built(path):
+    """Build what a group file describes, chosen the short way, as a user would."""
+    group, option = path.parent.name, path.stem
+    return instantiate(composed(f"{group}={option}")[group], _convert_="all")
+
+
+def nodes(path):
+    """Return what a group file describes with a target: itself, or each entry of a group of several."""
+    config = OmegaConf.load(CONF / path)
+    return [config] if "_target_" in config else [node for node in config.values() if isinstance(node, DictConfig)]
+
+
+def test_the_groups_are_the_documented_ones():
+    assert {path.parent.name for path in GROUP_FILES} == {"model", "data", "trainer", "callbacks", "experiment"}
+
+
+@pytest.mark.parametrize("path", PARTS, ids=str)
+def test_a_group_file_builds_what_it_names(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    objects = built(path)
+    expected = [get_object(node["_target_"]) for node in nodes(path)]
+    assert expected
+    made = list(objects.values()) if isinstance(objects, dict) else [objects]
+    assert [type(item) for item in made] == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", PARTS, ids=str)
+def test_a_group_file_spells_out_every_option_of_our_classes(path):
+    for node in nodes(path):
+        target = get_object(node["_target_"])
+        options = set(inspect.signature(target).parameters) - NOT_OFFERED.get(target.__name__, set())
+        given = set(node) - {"_target_"}
+        assert given <= options
+        assert given == options or not target.__module__.startswith("pybrush")
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=str)
+def test_a_group_file_has_no_interpolation_since_it_is_mounted_in_two_places(path):
+    assert "${" not in (CONF / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("unlearn", UnlearnSettings), ("verify", VerifySettings)])
+def test_a_settings_file_has_the_fields_and_defaults_of_its_dataclass(name, shape):
+    required = {"record": "here", "missing": True} if shape is UnlearnSettings else {"record": "here"}
+    found = dict(leaves(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))))
+    assert found.pop("record") == "???"
+    expected = dict(leaves(dataclasses.asdict(shape(**required))))
+    expected.pop("record")
+    assert found == expected | ({"missing": False} if "missing" in expected else {})
+
+
+def test_short_overrides_reach_their_place():
+    config = composed("model=small_cnn", "data=mnist5k", "callbacks.sisa.shards=5", "trainer.max_epochs=2", "seed=3")
+    assert config.model._target_.endswith("SmallCNN") and config.data._target_.endswith("MNIST5kData")
+    assert (config.callbacks.sisa.shards, config.trainer.max_epochs, config.seed) == (5, 2, 3)
+    assert composed("model=mlp", "callbacks.sisa.shards=2").callbacks.sisa.shards == 2
+
+
+def test_an_override_wins_over_an_experiment():
+    config = composed("experiment=mnist5k_sisa", "model=mlp", "model.inputs=784", "callbacks.sisa.slices=1")
+    assert config.model._target_.endswith("MLP") and config.model.inputs == 784
+    assert config.data._target_.endswith("MNIST5kData")
+    assert (config.callbacks.sisa.shards, config.callbacks.sisa.slices) == (3, 1)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_trains_and_leaves_a_clean_record(experiment, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = ["trainer.max_epochs=1", "callbacks.sisa.shards=1", "callbacks.sisa.slices=1", "callbacks.sisa.record=here"]
+    quiet = ["trainer.enable_progress_bar=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    assert main(["train", f"experiment={experiment}", *tiny, *quiet]) == 0, capsys.readouterr().err
+    assert "test/accuracy" in capsys.readouterr().out
+    assert Record.open("here").verify().is_clean
+    assert OmegaConf.load("here/config.yaml").callbacks.sisa.record == "here"
+
+
+APPLICATION = """
+import hydra
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="mine")
+def run(config):
+    data = hydra.utils.instantiate(config.pybrush.data)
+    trainer = hydra.utils.instantiate(config.pybrush.trainer)
+    callbacks = hydra.utils.instantiate(config.pybrush.callbacks)
+    print(type(data).__name__, data.batch_size, type(trainer).__name__, callbacks.sisa.shards, len(data.train))
+
+run()
+"""
+
+CONFIGURATION = """
+defaults:
+  - pybrush/data: digits
+  - pybrush/trainer: default
+  - pybrush/callbacks: sisa
+  - _self_
+pybrush:
+  data:
+    batch_size: 32
+"""
+
+
+def test_an_application_of_ones_own_composes_our_groups(tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mine.yaml").write_text(CONFIGURATION)
+    (tmp_path / "app.py").write_text(APPLICATION)
+    command = [sys.executable, "app.py", "pybrush.callbacks.sisa.shards=4", "hydra.output_subdir=null"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "DigitsData 32 Trainer 4 1500"
