@@ -7,7 +7,6 @@ that was accepted is finished first, and ends in the same bits. Guide: docs/reco
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pybrush.build import Sources, build, check_rows, holdings_of, missing_stages
-from pybrush.errors import ForgetError, GuaranteeError, RecordError
+from pybrush.errors import FingerprintError, ForgetError, GuaranteeError, RecordError
 from pybrush.guarantee import Budget, as_plain
 from pybrush.learner import Learner
 from pybrush.names import Namer
@@ -24,7 +23,7 @@ from pybrush.outcome import cost_of, exact_guarantee, foretold, notes_on, rebuil
 from pybrush.plan.graph import Stage
 from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
-from pybrush.record.fingerprint import check_same
+from pybrush.record.fingerprint import check_same, plain
 from pybrush.record.locks import coordinator_lock, request_lock
 from pybrush.record.record import Record
 from pybrush.record.resolve import Resolution, Wish, resolve
@@ -111,7 +110,7 @@ def open_or_create(
         except RecordError as error:
             if type(error) is not RecordError:  # only a record that was never finished is made again
                 raise
-    return create(folder, wish, learner.semantic(), learner.read_state(), roster_of)
+    return create(folder, wish, learner.semantic, learner.read_state(), roster_of)
 
 
 def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
@@ -120,8 +119,14 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
     Raises:
         FingerprintError: naming every field that differs.
     """
-    now = {**learner.semantic(), "plan": plan_values(wish, record.names.key_id, record.plan)}
-    check_same(record.plan.semantic, _plain(now), record.folder)
+    plan = record.plan
+    if (plan.adapter, plan.adapter_format) != (wish.adapter, wish.adapter_format):
+        raise FingerprintError(
+            f"{record.folder} was made by the adapter {plan.adapter} in format {plan.adapter_format}; this is "
+            f"{wish.adapter} in format {wish.adapter_format}. Use the one that made it."
+        )
+    now = {**learner.semantic(record.names), "plan": plan_values(wish, record.names.key_id, plan)}
+    check_same(record.plan.semantic, plain(now), record.folder)
 
 
 def unlearn(
@@ -326,9 +331,3 @@ def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:
             with record.ledger.writing("release"):
                 write_release(record, None, "fit", b"", as_plain(exact_guarantee(record, stages)), stages)
                 record.ledger.append_event("fitted", stages=len(stages))
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values as they come back from JSON, so that tuples and lists compare equal."""
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain

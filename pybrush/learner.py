@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
 
 T = TypeVar("T")
@@ -80,8 +81,12 @@ class Learner(Protocol):
     def session(self, build: Callable[[], T]) -> T:
         """Run `build` where the framework can train, and return what it returns."""
 
-    def semantic(self) -> dict[str, Any]:
-        """Return what training depends on, as plain JSON: sources, settings, optimizers, callbacks."""
+    def semantic(self, namer: Namer) -> dict[str, Any]:
+        """Return what training depends on, as plain JSON: sources, settings, optimizers, callbacks.
+
+        Args:
+            namer: keyed digests under the record's key, for whatever in it comes from data.
+        """
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, threads and processor features, as plain JSON."""

@@ -6,7 +6,6 @@ stage starts from, so whatever a later module holds there is replaced.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
@@ -26,6 +25,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from pybrush.content import encode
 from pybrush.errors import ContentError
+from pybrush.hashing import chained
+from pybrush.names import Namer
 from pybrush_lightning import state
 
 if TYPE_CHECKING:
@@ -136,13 +137,13 @@ def environment(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def validation_digest(loaders: Any) -> str:
-    """Return a digest of the validation data, for trainings that something in it steers.
+def validation_digest(loaders: Any, namer: Namer) -> str:
+    """Return a keyed digest of the validation data, for trainings that something in it steers.
 
     Raises:
         ContentError: where a sample has no canonical encoding.
     """
-    total = hashlib.sha256()
+    digests = []
     for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
         dataset: Any = getattr(loader, "dataset", loader)
         if not hasattr(dataset, "__len__"):
@@ -150,10 +151,8 @@ def validation_digest(loaders: Any) -> str:
                 "validation data steers this training (EarlyStopping or a plateau scheduler), so it must be a "
                 f"map-style data set that can be read again; got {type(dataset).__name__}."
             )
-        total.update(len(dataset).to_bytes(8, "little"))
-        for index in range(len(dataset)):
-            total.update(encode(dataset[index]))
-    return total.hexdigest()
+        digests.append(namer.contents(encode(dataset[index]) for index in range(len(dataset))).tobytes())
+    return chained("pybrush-meaning", *digests).hex()
 
 
 def _datasets(dataset: Any) -> list[Any]:

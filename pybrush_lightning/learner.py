@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from pybrush.learner import Horizon, Trained
+from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
 from pybrush_lightning import _private, fingerprint, state
 from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
@@ -110,10 +111,10 @@ class LightningLearner:
         result: T = self.run_fit(build)
         return result
 
-    def semantic(self) -> dict[str, Any]:
+    def semantic(self, namer: Namer) -> dict[str, Any]:
         """Return the semantic fingerprint; it is taken once."""
         if self._semantic is None:
-            self._semantic = self._fingerprint()
+            self._semantic = self._fingerprint(namer)
         return self._semantic
 
     def environment(self) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class LightningLearner:
         digests = {f"module.hparams.{name}": repr(value) for name, value in hyperparameters.items()}
         return digests | state.opaque(self.trainer, self.module)
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def _fingerprint(self, namer: Namer) -> dict[str, Any]:
         trainer, optimization = self.trainer, self._probe()
         found: dict[str, Any] = fingerprint.semantic(trainer, self.module, self.plan.loader, optimization)
         found["loader"] = {
@@ -150,7 +151,7 @@ class LightningLearner:
         }  # fmt: skip
         if self._is_steered(optimization):
             found["validation"] = {
-                "data": "none" if self.validation is None else fingerprint.validation_digest(self.validation),
+                "data": "none" if self.validation is None else fingerprint.validation_digest(self.validation, namer),
                 "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
                 "val_check_interval": trainer.val_check_interval,
                 "limit_val_batches": trainer.limit_val_batches,

@@ -18,7 +18,7 @@ from pybrush.plan.graph import FEWEST_ROWS, stage_graph
 from pybrush.plan.placement import positive
 from pybrush.record import states
 from pybrush.record.files import make_folder, move, remove_folder, sync_folder
-from pybrush.record.fingerprint import semantic_digest
+from pybrush.record.fingerprint import plain, semantic_digest
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Naming, OrderKind, Record, RecordPlan, write_plan
@@ -43,6 +43,7 @@ class PlanWish:
         contents: whether content digests are kept.
         adapter: the adapter's name.
         key: the secret key's source.
+        adapter_format: version of the layout of the adapter's states.
         settings: what the adapter notes in the record besides, plain JSON; not part of the fingerprint.
     """
 
@@ -55,6 +56,7 @@ class PlanWish:
     contents: Literal["digest", "off"]
     adapter: str
     key: KeySource = None
+    adapter_format: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class PlanWish:
                 positive(name, value)
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**32):
             raise ConfigurationError(f"seed must be an integer of at least 0 and below 2^32; got {self.seed!r}.")
+        if self.contents == "off" and self.naming == "content":
+            raise ConfigurationError("without content digests rows cannot be named by content; give them ids.")
 
 
 def plan_values(wish: PlanWish, key_id: str, recorded: RecordPlan | None) -> dict[str, Any]:
@@ -84,14 +88,18 @@ def plan_values(wish: PlanWish, key_id: str, recorded: RecordPlan | None) -> dic
 
 
 def create(
-    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, roster_of: Callable[[Namer], Roster]
+    folder: Path,
+    wish: PlanWish,
+    semantic_of: Callable[[Namer], Mapping[str, Any]],
+    state: Any,
+    roster_of: Callable[[Namer], Roster],
 ) -> Record:
     """Make the record in a folder, or open it where another process has just made it.
 
     Args:
         folder: the record's folder; made if it is not there.
         wish: what the fit asks for.
-        semantic: the learner's fingerprint, without the plan's part.
+        semantic_of: the learner's fingerprint under the key that the record gets, without the plan's part.
         state: the initial state of the model, a typed tree.
         roster_of: names the rows of the data set under the key that the record gets.
     """
@@ -100,7 +108,7 @@ def create(
     with coordinator_lock(folder):
         namer = Namer(find_or_make_key(folder, wish.key))
     # Not under the lock: reading all contents may take longer than other processes wait for it.
-    roster = roster_of(namer)
+    roster, semantic = roster_of(namer), semantic_of(namer)
     with coordinator_lock(folder):
         if not _is_planned(folder):
             _write(folder, wish, semantic, state, namer, roster)
@@ -119,7 +127,7 @@ def _write(
     folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, namer: Namer, roster: Roster
 ) -> None:
     """Write everything; the plan comes last, so that a crash leaves a folder that is simply written again."""
-    whole = {**semantic, "plan": plan_values(wish, namer.key_id, None)}
+    whole = plain({**semantic, "plan": plan_values(wish, namer.key_id, None)})
     plan = _plan(wish, whole, states.init_digest(state))
     samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
     _check_trainable(plan, samples)
@@ -175,5 +183,6 @@ def _plan(wish: PlanWish, semantic: Mapping[str, Any], initial_digest: str) -> R
         semantic=semantic,
         semantic_digest=semantic_digest(semantic).hex(),
         adapter=wish.adapter,
+        adapter_format=wish.adapter_format,
         settings=wish.settings,
     )

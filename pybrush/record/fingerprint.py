@@ -11,16 +11,32 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pybrush.errors import FingerprintError
+from pybrush.errors import ConfigurationError, FingerprintError
 from pybrush.hashing import chained
 
 _SHOWN_LINES = 12
 
 
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, ASCII, no NaN.
+
+    Raises:
+        ConfigurationError: for a value that JSON does not have; NaN is not equal to itself when read again.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"a record keeps settings as JSON, which does not have this value ({error}).") from error
+
+
+def plain(value: Any) -> Any:
+    """Return a value as it comes back from JSON: lists for tuples, text for the keys of mappings."""
+    return json.loads(canonical_json(value))
+
+
 def semantic_digest(semantic: Mapping[str, Any]) -> bytes:
-    """Return the digest of a fingerprint over its canonical JSON, 32 bytes."""
-    text = json.dumps(semantic, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return chained("pybrush-meaning", text.encode("ascii"))
+    """Return the digest of a fingerprint, as `plain` returns it, over its canonical JSON; 32 bytes."""
+    return chained("pybrush-meaning", canonical_json(semantic).encode("ascii"))
 
 
 def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], record: object) -> None:

@@ -33,7 +33,7 @@ CREATE TABLE cells (
     PRIMARY KEY (shard, slice)) WITHOUT ROWID;
 CREATE TABLE wanted (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE requests (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, state TEXT NOT NULL, method TEXT NOT NULL,
+    number INTEGER PRIMARY KEY, state TEXT NOT NULL, method TEXT NOT NULL,
     commitment BLOB NOT NULL, rows INTEGER NOT NULL, accepted TEXT NOT NULL, committed TEXT, sealed TEXT,
     outcome TEXT);
 CREATE TABLE salts (request INTEGER PRIMARY KEY, salt BLOB NOT NULL);
@@ -41,7 +41,7 @@ CREATE TABLE releases (
     key TEXT PRIMARY KEY, parent TEXT, request INTEGER, method TEXT NOT NULL, guarantee TEXT NOT NULL,
     constituents TEXT NOT NULL, made TEXT NOT NULL);
 CREATE TABLE artefacts (path TEXT PRIMARY KEY, stage TEXT NOT NULL, kind TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE suppressions (name BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE suppressions (name BLOB PRIMARY KEY, since TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE events (
     number INTEGER PRIMARY KEY, kind TEXT NOT NULL, time TEXT NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL);
 """

@@ -13,10 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.names import Namer
 from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
 from pybrush.record.files import erase
+from pybrush.record.fingerprint import canonical_json
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.samples import Samples, read_samples
@@ -47,6 +50,7 @@ class RecordPlan:
         semantic: the semantic fingerprint, plain JSON.
         semantic_digest: its digest, in hexadecimal.
         adapter: which adapter made the record.
+        adapter_format: version of the layout of the adapter's states.
         settings: what the adapter notes besides; not part of the fingerprint.
         generation: 1; grows when everything is rebuilt from a new initial state.
     """
@@ -64,6 +68,7 @@ class RecordPlan:
     semantic: Mapping[str, Any] = field(repr=False)
     semantic_digest: str
     adapter: str
+    adapter_format: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 1
 
@@ -168,7 +173,11 @@ class Record:
 
     def graph(self) -> tuple[Stage, ...]:
         """Return the stages that the samples in the record call for, built or not."""
-        return self.graph_of(self.samples(), dict(self.digests()))
+        rows = np.zeros((self.plan.shards, self.plan.slices), dtype=np.int64)
+        digests = {}
+        for shard, cell, count, digest in self.ledger.rows("SELECT shard, slice, rows, digest FROM cells"):
+            rows[shard, cell], digests[shard, cell] = count, digest
+        return stage_graph(rows, digests, self.plan.roots)
 
     def digests(self) -> list[tuple[tuple[int, int], bytes]]:
         """Return the recorded digest of each cell that has rows."""
@@ -255,5 +264,5 @@ class Record:
 
 def write_plan(ledger: Ledger, plan: RecordPlan) -> None:
     """Write the plan into an empty ledger, inside a transaction."""
-    rows = ((name, json.dumps(value, sort_keys=True)) for name, value in asdict(plan).items())
+    rows = ((name, canonical_json(value)) for name, value in asdict(plan).items())
     ledger.change_many("INSERT INTO plan VALUES (?, ?)", rows)

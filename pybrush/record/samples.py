@@ -88,11 +88,21 @@ class Samples:
         cells = np.bincount(self.shards * slices + self.slices, weights=self.copies, minlength=shards * slices)
         return cells.astype(np.int64).reshape(shards, slices)
 
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the data set's order matters, because the loader does not shuffle."""
+        return bool(len(self)) and bool(self.positions[0] >= 0)
+
     def digests(self, cells: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
-        """Return the slice digest of each of `cells`."""
+        """Return the slice digest of each of `cells`.
+
+        Where the data set's order matters, a slice's digest is over all rows of slices 0 to its own: how they
+        alternate is part of what a stage depends on.
+        """
         found = {}
         for shard, cell in cells:
-            members = np.flatnonzero((self.shards == shard) & (self.slices == cell))
+            inside = self.slices <= cell if self.is_ordered else self.slices == cell
+            members = np.flatnonzero((self.shards == shard) & inside)
             members = members[np.argsort(self.positions[members], kind="stable")]
             found[shard, cell] = slice_digest(self.names[members], self.contents[members], self.copies[members])
         return found

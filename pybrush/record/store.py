@@ -89,6 +89,8 @@ class StageStore:
             manifest = Manifest(**{**values, "differences": tuple(values["differences"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CorruptRecordError(f"{path} cannot be read ({error}); restore the stage from a backup.") from error
+        if manifest.encryption is not None:
+            raise CorruptRecordError(f"{path} says that its state is encrypted, which this version cannot read.")
         if manifest.key != key or manifest.format != FORMAT:
             raise CorruptRecordError(f"{path} belongs to stage {manifest.key!r} of format {manifest.format}.")
         return manifest

@@ -18,7 +18,7 @@ import numpy as np
 from pybrush.errors import CorruptRecordError, RecordError
 from pybrush.hashing import chained
 from pybrush.names import Names, as_names
-from pybrush.plan.graph import Stage
+from pybrush.plan.graph import Stage, constituents
 from pybrush.record.collect import remove_unwanted, seal
 from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
@@ -59,6 +59,8 @@ def target_of(record: Record, samples: Samples, strikes: Strikes) -> Target:
     left = samples.without(strikes)
     at = samples.find(strikes.names)
     hit = {(int(s), int(r)) for s, r in zip(samples.shards[at], samples.slices[at], strict=True)}
+    if samples.is_ordered:
+        hit = {(s, later) for s, r in hit for later in range(r, record.plan.slices)}
     counts = left.cell_rows(record.plan.shards, record.plan.slices)
     digests = {cell: digest for cell, digest in record.digests() if cell not in hit}
     digests |= left.digests(cell for cell in sorted(hit) if counts[cell] > 0)
@@ -144,11 +146,12 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
     strikes, plan = request.strikes, record.plan
     gone = strikes.names[target.samples.find(strikes.names) < 0]
     suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects]))
+    marks = [(row.tobytes(), now()[:10]) for row in suppressed]
     counts = target.samples.cell_rows(plan.shards, plan.slices)
     with coordinator_lock(record.folder), record.ledger.writing("commit"):
         ledger = record.ledger
         strike_samples(ledger, before, strikes)
-        ledger.change_many("INSERT OR IGNORE INTO suppressions VALUES (?)", ((row.tobytes(),) for row in suppressed))
+        ledger.change_many("INSERT OR IGNORE INTO suppressions VALUES (?, ?)", marks)
         ledger.change("DELETE FROM cells")
         ledger.change_many(
             "INSERT INTO cells VALUES (?, ?, ?, ?)",
@@ -170,9 +173,12 @@ def write_release(
     """Write the release that a fit or a rebuild produces, in place of the one before, inside a transaction."""
     ledger = record.ledger
     parent = [key for (key,) in ledger.rows("SELECT key FROM releases")]
-    above = bytes.fromhex(parent[0]) if parent else b""
+    above = bytes.fromhex(parent[0] if parent else record.plan.roots[0])
     key = chained("pybrush-release", above, chained("pybrush-meaning", method.encode()), commitment).hex()
-    last = {stage.shard: stage.key for stage in stages}
+    last = {
+        shard: {"key": stage.key, "sha256": record.store.manifest(stage.key).sha256}
+        for shard, stage in constituents(stages).items()
+    }
     ledger.change("DELETE FROM releases")
     ledger.change(
         "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?)",

@@ -63,6 +63,7 @@ def verify(record: Record) -> Verification:
         f"{request.number}: {request.state}, {_days(request.accepted)} days old"
         for request in unfinished(record)
     )
+    _check_release(record)
     _check_open_request(record)
     wanted = record.ledger.wanted()
     if not pending and wanted != {stage.key for stage in stages}:
@@ -97,6 +98,19 @@ def _check_history(record: Record) -> None:
         lacking.append("planned")
     if lacking:
         raise CorruptRecordError(f"events are missing from {record.ledger.path}: {', '.join(lacking)}.")
+
+
+def _check_release(record: Record) -> None:
+    """Look that what the current release hands out is what the stages hold: a state and its manifest could agree."""
+    for (text,) in record.ledger.rows("SELECT constituents FROM releases"):
+        released = json.loads(text)
+        held = {
+            str(shard): {"key": key, "sha256": record.store.manifest(key).sha256}
+            for shard, key in record.constituents().items()
+        }
+        if released != held:
+            wrong = sorted(shard for shard in released.keys() | held.keys() if released.get(shard) != held.get(shard))
+            raise CorruptRecordError(f"the constituents of shards {', '.join(wrong)} are not those that were released.")
 
 
 def _check_open_request(record: Record) -> None:

@@ -268,20 +268,8 @@ def initial_digest(tree_json, tensors):
 # Fingerprint
 
 
-def without_spaces(text):
-    """Take the spaces outside of strings out of a JSON text."""
-    kept, inside, escaped = [], False, False
-    for letter in text:
-        if inside or letter != " ":
-            kept.append(letter)
-        if letter == '"' and not escaped:
-            inside = not inside
-        escaped = inside and letter == "\\" and not escaped
-    return "".join(kept)
-
-
 def semantic_digest(text):
-    return hash_parts("pybrush-meaning", without_spaces(text).encode("ascii")).hex()
+    return hash_parts("pybrush-meaning", text.encode("ascii")).hex()
 
 
 # Requests, events and releases
@@ -355,10 +343,15 @@ def read_record(folder):
 
 def expected_cells(record):
     """Return (shard, slice) -> (rows, digest) of each cell that has rows, from the samples."""
+    samples = sorted(record["tables"]["samples"], key=lambda row: (row["position"] or 0, row["name"]))
+    ordered = record["plan"]["order"] == "sequential"
     cells = {}
-    for row in sorted(record["tables"]["samples"], key=lambda row: (row["position"] or 0, row["name"])):
-        cells.setdefault((row["shard"], row["slice"]), []).append((row["name"], row["content"], row["copies"]))
-    return {place: (sum(row[2] for row in rows), slice_digest(rows)) for place, rows in cells.items()}
+    for shard, slice_ in {(row["shard"], row["slice"]) for row in samples}:
+        own = [row for row in samples if (row["shard"], row["slice"]) == (shard, slice_)]
+        seen = [row for row in samples if row["shard"] == shard and row["slice"] <= slice_]
+        rows = [(row["name"], row["content"], row["copies"]) for row in (seen if ordered else own)]
+        cells[shard, slice_] = (sum(row["copies"] for row in own), slice_digest(rows))
+    return cells
 
 
 def expected_stages(record):
@@ -469,8 +462,9 @@ def defects_of_requests(record):
     if not keys <= wanted or (not open_ and keys != wanted):
         yield "wanted stages"
     for release in tables["releases"]:
-        held = {int(shard): key for shard, key in json.loads(release["constituents"]).items()}
-        if held != constituents(record):
+        shas = {key: manifest["sha256"] for key, manifest in record["manifests"].items()}
+        last = {str(shard): {"key": key, "sha256": shas.get(key)} for shard, key in constituents(record).items()}
+        if json.loads(release["constituents"]) != last:
             yield "constituents of the release"
     salts = {row["request"]: row["salt"] for row in tables["salts"]}
     if not salts.keys() <= open_.keys():

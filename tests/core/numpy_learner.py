@@ -53,7 +53,7 @@ class NumpyLearner:
     def session(self, build):
         return build()
 
-    def semantic(self):
+    def semantic(self, namer):
         return {"model": "logistic", "rate": RATE, "momentum": MOMENTUM, "batch": BATCH}
 
     def environment(self):

@@ -2,11 +2,14 @@
 
 from contextlib import closing
 
+import shutil
+
 import numpy as np
 import pytest
 
 from pybrush import forget
 from pybrush.build import Sources
+from pybrush.errors import ConfigurationError, CorruptRecordError
 from pybrush.record import Record, states
 from pybrush.record.resolve import Wish
 from tests import reference
@@ -161,3 +164,48 @@ def test_a_failure_in_training_leaves_the_model_and_the_rerun_finishes(tmp_path)
     left = np.array([i not in victims for i in ids])
     fit(tmp_path / "b", keep(rows, left), [i for i in ids if left[i]])
     assert_same_record(tmp_path / "a", tmp_path / "b")
+
+
+def test_two_data_sets_whose_slices_alternate_otherwise_have_other_keys_under_a_sequential_loader(tmp_path):
+    """A key that did not hold the order of all rows would stand for two different states."""
+    rows, ids = data(), list(range(40))
+    cells = [reference.cell(reference.pseudonym(KEY, b"i:%d" % i), 1, 2)[1] for i in ids]
+    apart = [i for wanted in (0, 1) for i in ids if cells[i] == wanted]
+    one, _ = fit(tmp_path / "a", rows, ids, order="sequential", shards=1)
+    other, _ = fit(tmp_path / "b", (rows[0][apart], rows[1][apart]), apart, order="sequential", shards=1)
+    (first, last), (also_first, also_last) = one.record.graph(), other.record.graph()
+    assert first.key == also_first.key
+    assert last.key != also_last.key
+
+
+def test_settings_that_json_does_not_have_are_refused_before_a_record_is_made(tmp_path):
+    class Odd(NumpyLearner):
+        def semantic(self, namer):
+            return {"rate": float("nan")}
+
+    rows = data()
+    with pytest.raises(ConfigurationError, match="JSON"):
+        forget.fit(tmp_path / "a", wish(naming="content"), Odd([0.0, 0.0, 0.0]), rows, roster_of(rows))
+
+
+def test_integer_keys_of_settings_are_the_same_before_and_after_json(tmp_path):
+    class Numbered(NumpyLearner):
+        def semantic(self, namer):
+            return {"layers": {10: "last", 9: "first"}}
+
+    rows = data()
+    for _ in range(2):
+        forget.fit(tmp_path / "a", wish(naming="content"), Numbered([0.0, 0.0, 0.0]), rows, roster_of(rows))
+    assert Record.open(tmp_path / "a", KEY).verify().is_clean
+
+
+def test_a_constituent_exchanged_together_with_its_manifest_is_found(tmp_path):
+    rows = data()
+    fitted, _ = fit(tmp_path / "a", rows)
+    key = fitted.constituents[0]
+    state, manifest = fitted.record.store.load(key)
+    shutil.rmtree(fitted.record.store.path(key))
+    state["weights"] = state["weights"] + 1
+    fitted.record.store.publish(fitted.record.store.write_aside(state, manifest), key)
+    with pytest.raises(CorruptRecordError, match="released"):
+        fitted.record.verify()

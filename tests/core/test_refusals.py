@@ -275,8 +275,8 @@ class Described(NumpyLearner):
         super().__init__([0.1, -0.2, 0.3])
         self.source, self.width = source, width
 
-    def semantic(self):
-        return {**super().semantic(), "source": {"Net": self.source}, "hparams": {"width": self.width}}
+    def semantic(self, namer):
+        return {**super().semantic(namer), "source": {"Net": self.source}, "hparams": {"width": self.width}}
 
 
 def test_a_changed_fingerprint_is_refused_field_by_field_with_the_difference_of_the_sources(tmp_path):

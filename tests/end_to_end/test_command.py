@@ -1,0 +1,401 @@
+"""The `pybrush` command from an empty folder: train, forget by file, verify; and everything that can go wrong.
+
+What a user meets in a shell runs in processes of its own; the rest runs `main` in this one.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from pybrush.app import main
+from pybrush.record import Record
+from pybrush_lightning.datasets import DigitsData
+
+QUIET = ["trainer.enable_progress_bar=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+TINY = ["train", "experiment=digits_sisa", "trainer.max_epochs=1", *QUIET]
+LOCKS = {"lock", "request.lock"}
+
+
+def pybrush(folder, *words):
+    """Run the command in a process of its own, as a shell does."""
+    code = "import sys; from pybrush.app import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def snapshot(folder):
+    """Return the bytes of every file in a folder; a lock file means nothing."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name not in LOCKS]
+    return {str(path): path.read_bytes() for path in files}
+
+
+def holding(folder, needles, spared=()):
+    """Return the files below a folder that hold any of some strings, as text or in their name."""
+    found = snapshot(folder)
+    return sorted(
+        name
+        for name, data in found.items()
+        if Path(name).name not in spared and any(n.encode() in data or n in name for n in needles)
+    )
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """The training rows of the shipped digits."""
+    return DigitsData().train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a finished training; never written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    with chdir(folder):
+        assert main(TINY) == 0
+    return folder
+
+
+@pytest.fixture
+def here(trained, tmp_path, monkeypatch):
+    """A working folder with a copy of the training."""
+    shutil.copytree(trained / "records", tmp_path / "records")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def forget(folder, lines, name="forget.txt"):
+    (folder / name).write_text("".join(f"{line}\n" for line in lines))
+    return f"forget.file={name}"
+
+
+def test_help_needs_no_framework(tmp_path):
+    code = (
+        "import sys; from pybrush.app import main\n"
+        "codes = [main(words) for words in (['--help'], ['train', '--help'], ['unlearn', '--help'], ['verify', '-h'])]\n"
+        "assert codes == [0, 0, 0, 0], codes\n"
+        "found = {'torch', 'lightning', 'pytorch_lightning', 'keras', 'tensorflow'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for word in ("pybrush verify", "mnist5k", "experiment", "forget:", "allow:"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_usage_is_shown_without_hydra(tmp_path):
+    code = "import sys; from pybrush.app import main; main(['--help']); assert 'hydra' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["verify", "record=here"]) == 1
+    assert "pip install 'pybrush[hydra]'" in capsys.readouterr().err
+
+
+def test_samples_and_a_person_are_forgotten_and_no_file_names_them_any_more(tmp_path, rows):
+    loud = ["trainer.logger=true", "trainer.enable_checkpointing=true", "trainer.enable_progress_bar=false"]
+    done = pybrush(tmp_path, "train", "experiment=digits_sisa", "trainer.max_epochs=2", *loud)
+    assert done.returncode == 0, done.stderr
+    assert "test/accuracy" in done.stdout and "pybrush unlearn record=records/digits" in done.stdout
+    assert (tmp_path / "lightning_logs").is_dir() and (tmp_path / "outputs").is_dir()
+    config = tmp_path / "records/digits/config.yaml"
+    assert config.stat().st_mode & 0o777 == 0o600
+
+    gone, person = [rows.ids[5], rows.ids[77], rows.ids[5]], rows.subjects[900]
+    before = set(snapshot(tmp_path))
+    words = ["unlearn", "record=records/digits", "guarantee=exact", "report=page.html"]
+    done = pybrush(tmp_path, *words, forget(tmp_path, gone))
+    assert done.returncode == 0, done.stderr
+    assert "Exact" in done.stdout and "rows forgotten          │ 2" in done.stdout
+    new = {Path(name).relative_to(tmp_path).parts[0] for name in set(snapshot(tmp_path)) - before}
+    assert new <= {"forget.txt", "page.html", "records", "lightning_logs"}  # no output folder, no job log
+
+    with chdir(tmp_path):
+        words = ["unlearn", "record=records/digits", "forget.kind=subjects", forget(tmp_path, [person], "person.txt")]
+        assert main(words) == 0
+        assert main(["verify", "record=records/digits"]) == 0
+    record = Record.open(tmp_path / "records/digits")
+    assert record.samples().rows == 1500 - 2 - 50
+    assert [request.state for request in record.requests] == ["sealed", "sealed"]
+    record.close()
+    theirs = [rows.ids[row] for row, owner in enumerate(rows.subjects) if owner == person]
+    assert holding(tmp_path, [*gone, person, *theirs], spared={"forget.txt", "person.txt"}) == []
+    assert len(holding(tmp_path, [*gone, person])) == 2
+
+
+def test_a_dry_run_and_a_second_request_of_the_same_rows_change_nothing(here, rows, capsys):
+    words = ["unlearn", "record=records/digits", forget(here, rows.ids[:2])]
+    before = snapshot(here / "records")
+    assert main([*words, "dry_run=true"]) == 0
+    assert "dry run: nothing was touched" in capsys.readouterr().out
+    assert snapshot(here / "records") == before
+    assert main(words) == 0
+    after = snapshot(here / "records")
+    assert after != before and "rows forgotten          │ 2" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "forgotten before" in capsys.readouterr().out
+    assert snapshot(here / "records") == after
+
+
+def test_rows_are_positions_in_the_training_data(here, rows, capsys):
+    assert main(["unlearn", "record=records/digits", "forget.kind=rows", forget(here, [3, 4, 3])]) == 0
+    assert "rows forgotten          │ 2" in capsys.readouterr().out
+    words = ["unlearn", "record=records/digits", forget(here, [rows.ids[3], rows.ids[4]]), "dry_run=true"]
+    assert main(words) == 0
+    assert "all 2" in capsys.readouterr().out
+
+
+def test_nothing_missing_is_nothing_to_forget(here, capsys):
+    assert main(["unlearn", "record=records/digits", "missing=true"]) == 0
+    assert "no recorded row is absent" in capsys.readouterr().out
+
+
+def test_another_folder_and_a_path_with_blanks_and_brackets_serve_as_well(here, tmp_path, monkeypatch, rows, capsys):
+    place = here / "my records (old), it's one"
+    place.mkdir()
+    shutil.move(here / "records/digits", place / "digits")
+    shutil.move(here / "records/digits.key", place / "digits.key")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    record = f"record=../{place.name}/digits"
+    assert main(["unlearn", record, forget(elsewhere, [rows.ids[8]])]) == 0
+    assert main(["verify", record]) == 0
+    assert [path.name for path in elsewhere.iterdir()] == ["forget.txt"]
+    assert not (here / "records/digits").exists()
+
+
+REFUSED = {
+    "an unknown id": (["{known}", "digits-99999-class-0"], [], "1 of 2 samples to forget are not in the record"),
+    "an integer that is no id": (["17"], [], "1 of 1 samples"),
+    "an unknown person": (["subject-9999-digits"], ["forget.kind=subjects"], "1 of 1 subjects"),
+    "text where rows are meant": (["{known}"], ["forget.kind=rows"], "1 of 1 lines of the forget file are not integers"),
+    "text where integers are meant": (["{known}"], ["forget.type=int"], "are not integers"),
+    "an empty file": ([""], [], "names nothing"),
+    "a file and missing": (["{known}"], ["missing=true"], "in one way"),
+    "an unknown kind": (["{known}"], ["forget.kind=people"], "ids, subjects, rows"),
+    "an unknown guarantee": (["{known}"], ["guarantee=strong"], "'exact'"),
+    "a word for a yes": (["{known}"], ["dry_run=perhaps"], "not a valid bool"),
+    "a page without a place": (["{known}"], ["report=nowhere/page.html"], "folder that exists"),
+    "ids on the command line": (["{known}"], ["+forget.ids=[{known}]"], "forget.file=FILE alone"),
+    "several runs": (["{known}"], ["-m"], "-m is not for this command"),
+    "a sweep": (["{known}"], ["method=auto,rebuild"], "method"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_touches_nothing_and_repeats_no_id(case, here, rows, capsys):
+    lines, words, said = case
+    known = rows.ids[30]
+    file = forget(here, [line.format(known=known) for line in lines])
+    before = snapshot(here)
+    code = main(["unlearn", "record=records/digits", file, *(word.format(known=known) for word in words)])
+    message = capsys.readouterr().err
+    assert (code, said in message, "Traceback" in message) == (1, True, False), message
+    assert known not in message and "99999" not in message
+    assert snapshot(here) == before
+
+
+def test_other_refusals_have_one_message_too(here, capsys):
+    (here / "latin.txt").write_bytes(b"J\xfcrgen\n")
+    for words, said in (
+        (["unlearn", "record=nowhere", "forget.file=latin.txt"], "UTF-8"),
+        (["unlearn", "record=nowhere", "forget.file=none.txt"], "none.txt cannot be read"),
+        (["unlearn", "record=nowhere", forget(here, ["a"])], "there is no record in nowhere"),
+        (["unlearn", "forget.file=forget.txt"], "say which record"),
+        (["verify", "record=nowhere"], "there is no record in nowhere"),
+        (["verify"], "say which record"),
+        (["forget"], "train, unlearn, verify"),
+        (["train", "experiment=nothing"], "digits_sisa"),
+        (["train", "bogus=1"], "bogus"),
+        ([*TINY, "model._target_=nowhere.Net", "callbacks.sisa.record=new"], "No module named 'nowhere'"),
+        ([*TINY, "callbacks.sisa.shards=0", "callbacks.sisa.record=new"], "shards must be a whole number"),
+        ([*TINY, "callbacks.sisa.ids=[ann,bob]", "callbacks.sisa.record=new"], "name the column"),
+        ([*TINY, "~callbacks.sisa"], "callbacks=sisa"),
+        ([*TINY, "adapter=abacus"], "pip install 'pybrush[abacus]'"),
+        ([*TINY, "+trainer.max_steps=3", "callbacks.sisa.record=new"], "max_steps"),
+    ):
+        assert main(words) == 1, words
+        message = capsys.readouterr().err
+        assert said in message and "Traceback" not in message, message
+    assert not (here / "new").exists() and not (here / "nowhere").exists()
+
+
+def test_debugging_shows_where_an_error_came_from(here, monkeypatch):
+    monkeypatch.setenv("PYBRUSH_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="no record"):
+        main(["verify", "record=nowhere"])
+
+
+UNTRUSTED = {
+    "not below a trusted module": "os.system",
+    "reached through a trusted module": "torch.os.system",
+    "a function": "torch.load",
+    "a class that calls what it is told": "lightning.pytorch.cli.LightningCLI",
+    "a name that begins alike": "torchery.Net",
+    "no name": 3,
+}
+
+
+@pytest.mark.parametrize("target", UNTRUSTED.values(), ids=UNTRUSTED)
+def test_a_configuration_builds_only_what_is_trusted(target, here, rows, capsys):
+    path = here / "records/digits/config.yaml"
+    config = OmegaConf.load(path)
+    config.trainer.logger = [{"deep": {"_target_": target}}]
+    path.write_text(OmegaConf.to_yaml(config))
+    before = snapshot(here / "records")
+    assert main(["unlearn", "record=records/digits", forget(here, rows.ids[:1])]) == 1
+    message = capsys.readouterr().err
+    assert "trainer.logger[0].deep" in message and f"allow=[{target}]" in message
+    assert snapshot(here / "records") == before
+
+
+OWN = """
+from pathlib import Path
+from lightning.pytorch import Callback
+from pybrush_lightning.models import MLP
+
+def make(**options):
+    return MLP(**options)
+
+class Interruption(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        if Path("stop").exists():
+            raise KeyboardInterrupt
+"""
+
+
+def test_an_interrupted_training_or_request_goes_on_when_it_is_run_again(tmp_path, monkeypatch, rows, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_code.py").write_text(OWN)
+    own = ["model._target_=own_code.make", "+callbacks.stop={_target_: own_code.Interruption}"]
+    request = ["unlearn", "record=records/digits", forget(tmp_path, rows.ids[:1])]
+    (tmp_path / "stop").touch()
+    held = signal.getsignal(signal.SIGINT)
+    try:
+        assert main([*TINY, *own]) == 130
+        assert "same command goes on" in capsys.readouterr().err
+        assert main(["verify", "record=records/digits"]) == 2
+        (tmp_path / "stop").unlink()
+        assert main([*TINY, *own]) == 0
+        assert main(["verify", "record=records/digits"]) == 0
+
+        assert main(request) == 1
+        assert "allow=[own_code.make]" in capsys.readouterr().err
+        (tmp_path / "stop").touch()
+        assert main([*request, "allow=[own_code]"]) == 130
+        assert "Request 1" in capsys.readouterr().err
+        assert main(["verify", "record=records/digits"]) == 2
+        (tmp_path / "stop").unlink()
+        assert main([*request, "allow=[own_code.make,own_code.Interruption]"]) == 0
+        assert main(["verify", "record=records/digits"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, held)
+
+
+def test_a_training_that_is_refused_leaves_the_configuration_of_the_record(here, capsys):
+    before = snapshot(here / "records")
+    assert main([*TINY, "model.hidden=32"]) == 1
+    assert "Restore what was recorded" in capsys.readouterr().err
+    assert snapshot(here / "records") == before
+    assert main([*TINY, "trainer.log_every_n_steps=7"]) == 0  # of no consequence, and stored once the fit was accepted
+    assert OmegaConf.load(here / "records/digits/config.yaml").trainer.log_every_n_steps == 7
+
+
+def test_a_trial_run_records_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "trainer.fast_dev_run=true"]) == 0
+    assert "nothing was recorded" in capsys.readouterr().out
+    assert snapshot(tmp_path / "records") == {}
+
+
+def test_a_folder_with_a_configuration_of_someone_else_is_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("mine: true\n")
+    assert main([*TINY, "callbacks.sisa.record=."]) == 1
+    assert "another folder" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == "mine: true\n"
+
+
+def test_a_record_made_by_a_script_says_which_lines_to_use(here, rows, capsys):
+    (here / "records/digits/config.yaml").unlink()
+    before = snapshot(here / "records")
+    words = ["unlearn", "record=records/digits", forget(here, rows.ids[:1]), "guarantee=exact"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "was made by a script" in said and rows.ids[0] not in said
+    lines = said[said.index("import lightning") :]
+    compile(lines, "lines", "exec")
+    assert "SISA(record='records/digits'" in lines and "trainer.unlearn(ids=ids, guarantee='exact'" in lines
+    assert main(["verify", "record=records/digits"]) == 0
+    assert snapshot(here / "records") == before
+
+
+def test_verify_tells_a_defect_from_what_is_unfinished(here, capsys):
+    record = Record.open("records/digits")
+    stage = here / "records/digits/stages" / record.graph()[0].key  # of a first slice, so no constituent
+    record.close()
+    shutil.move(stage, here / "aside")
+    assert main(["verify", "record=records/digits"]) == 2
+    assert "not finished" in capsys.readouterr().out
+    shutil.move(here / "aside", stage)
+    tensors = stage / "state.safetensors"
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(data)
+    assert main(["verify", "record=records/digits"]) == 1
+    assert tensors.parent.name in capsys.readouterr().err
+
+
+def test_the_key_is_never_in_the_record_nor_in_what_is_said(here, rows, capsys):
+    key = (here / "records/digits.key").read_bytes()
+    (here / "records/digits.key").unlink()
+    assert main(["unlearn", "record=records/digits", forget(here, rows.ids[:1])]) == 1
+    said = capsys.readouterr().err
+    assert "secret key" in said and key.hex() not in said
+    assert not any(key in data for data in snapshot(here / "records").values())
+    assert main(["verify", "record=records/digits"]) == 0
+
+
+def test_integers_and_text_that_looks_like_them_are_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_rows.py").write_text(
+        "from pybrush_lightning.datasets import DigitsData, NamedImages\n"
+        "class Mixed(DigitsData):\n"
+        "    train_rows = 300\n"
+        "    def images(self):\n"
+        "        rows = super().images()\n"
+        "        rows.ids = [str(n) if n % 2 else n for n in range(298)] + [7, '8'] + rows.ids[300:]\n"
+        "        return rows\n"
+    )
+    own = ["data._target_=own_rows.Mixed", "callbacks.sisa.shards=1", "callbacks.sisa.slices=1"]
+    assert main([*TINY, *own]) == 0
+    words = ["unlearn", "record=records/digits", "allow=[own_rows]", "guarantee=exact"]
+    assert main([*words, forget(tmp_path, [4, 5])]) == 0
+    capsys.readouterr()
+    assert main([*words, forget(tmp_path, [4, 5]), "dry_run=true"]) == 0
+    assert "all 2" in capsys.readouterr().out
+    assert main([*words, forget(tmp_path, [7, 8])]) == 1
+    assert "2 lines name an integer and a text" in capsys.readouterr().err
+    assert main([*words, forget(tmp_path, [7, 8]), "forget.type=int"]) == 0
+    assert main([*words, forget(tmp_path, [7, 8]), "forget.type=str"]) == 0
+    record = Record.open("records/digits")
+    assert record.samples().rows == 300 - 6
+    record.close()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_forget_file_that_may_not_be_read_is_named(here, capsys):
+    forget(here, ["a"])
+    (here / "forget.txt").chmod(0)
+    assert main(["unlearn", "record=records/digits", "forget.file=forget.txt"]) == 1
+    assert "forget.txt cannot be read" in capsys.readouterr().err
