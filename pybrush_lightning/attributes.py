@@ -76,8 +76,8 @@ def check_opaque(before: dict[str, str], after: dict[str, str]) -> None:
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         raise TrainingError(
-            f"training changed {', '.join(changed)}, of types that a stage cannot store, so later shards would see what "
-            "earlier ones left there. Keep such state in buffers, tensors or plain values, or return it from the "
+            f"training changed {', '.join(changed)}, of types that a stage cannot store, so later shards would see "
+            "what earlier ones left there. Keep such state in buffers, tensors or plain values, or return it from the "
             "callback's state_dict()."
         )
 

@@ -108,7 +108,7 @@ def _equal(own: Any, stored: Any) -> bool:
 
 
 def _guard(name: str, calls: Calls) -> Any:
-    def check(part: nn.Module, args: Any) -> None:
+    def check(*_: Any) -> None:
         if not calls.inside:
             raise UnsupportedError(
                 f"an evaluation step calls {name} directly, so it would see one constituent instead of the aggregate. "

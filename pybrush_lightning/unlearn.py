@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from numpy.typing import NDArray
 
 from pybrush import forget as core
@@ -293,6 +294,8 @@ def _recorded_settings(trainer: AnyTrainer, record: Record) -> Iterator[None]:
     trainer.fit_loop.max_epochs = record.plan.epochs
     for name in names:
         setattr(trainer, name, settings[name])
+    if settings["gradient_clip_algorithm"] is not None:
+        trainer.gradient_clip_algorithm = GradClipAlgorithmType(settings["gradient_clip_algorithm"])
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,11 @@ def find_bytes(files: Iterable[Path], needles: Sequence[bytes]) -> list[Path]:
         needles: byte strings of at least 8 bytes.
     """
     wanted = sorted(set(needles))
-    return [path for path in files if wanted and _holds(path, wanted)]
+    if not wanted:
+        return []
+    found_in = _few(wanted) if len(wanted) <= _FEW else _Prefixes(wanted).found_in
+    overlap = max(map(len, wanted)) - 1
+    return [path for path in files if _holds(path, found_in, overlap)]
 
 
 def name_needles(names: Iterable[bytes]) -> list[bytes]:
@@ -27,18 +31,19 @@ def name_needles(names: Iterable[bytes]) -> list[bytes]:
     return [form for name in names for form in (name, name.hex().encode())]
 
 
-def _holds(path: Path, needles: Sequence[bytes]) -> bool:
-    overlap = max(map(len, needles)) - 1
-    table = None if len(needles) <= _FEW else _Prefixes(needles)
+def _holds(path: Path, found_in: Callable[[bytes], bool], overlap: int) -> bool:
     tail = b""
     with path.open("rb") as stream:
         while piece := stream.read(_CHUNK):
             data = tail + piece
-            found = any(needle in data for needle in needles) if table is None else table.found_in(data)
-            if found:
+            if found_in(data):
                 return True
             tail = data[-overlap:]
     return False
+
+
+def _few(needles: Sequence[bytes]) -> Callable[[bytes], bool]:
+    return lambda data: any(needle in data for needle in needles)
 
 
 class _Prefixes:

@@ -109,8 +109,7 @@ class StageStore:
     def write_aside(self, state: Any, manifest: Manifest) -> Path:
         """Write a state and its manifest into a temporary folder, synced, and return the folder."""
         make_folder(self.tmp)
-        owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-        aside = self.tmp / f"{manifest.key}.{owner}"
+        aside = self.tmp / f"{manifest.key}.{_owner()}"
         make_folder(aside)
         states.save(aside, state, write_file=write_new)
         values = {**asdict(manifest), "sha256": states.state_sha256(aside)}
@@ -129,7 +128,7 @@ class StageStore:
     def discard(self, key: str) -> None:
         """Remove a stage: first out of its place in one step, then its files."""
         make_folder(self.tmp)
-        aside = self.tmp / f"{key}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        aside = self.tmp / f"{key}.{_owner()}"
         move(self.path(key), aside)
         remove_folder(aside)
 
@@ -141,11 +140,24 @@ class StageStore:
                 erase(path)
 
 
+_own: set[str] = set()
+"""What this process called its temporary folders: a restarted container gives the same number to another process."""
+
+
+def _owner() -> str:
+    """Return a new name for a temporary folder of this process."""
+    owner = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    _own.add(owner)
+    return owner
+
+
 def _is_dead(owner: str) -> bool:
     """Whether `host.pid.random` names a process of this host that is gone."""
     host, pid, _ = owner.rsplit(".", 2)
     if host != socket.gethostname():
         return False
+    if int(pid) == os.getpid():
+        return owner not in _own
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

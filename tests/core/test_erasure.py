@@ -5,6 +5,7 @@ Names and digests are computed by the twins and looked for in every file of the 
 
 import os
 import shutil
+import socket
 import sqlite3
 import stat
 from contextlib import closing
@@ -23,6 +24,7 @@ from pybrush.record.search import find_bytes, name_needles
 from pybrush.request import Roster
 from tests import reference
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
+from tests.core.processes import fork, status_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
 from tests.core.test_kill import CASES, digests_of, id_case
 
@@ -377,6 +379,21 @@ def test_empty_folders_that_a_copy_dropped_are_not_needed(served, tmp_path):
     unlearn(folder, rows, by_ids([ids[4]]), ids)
     with closing(Record.open(folder, KEY)) as record:
         assert record.verify().is_clean
+
+
+@pytest.mark.parametrize("owner", ["{host}.{own}.00000000", "{host}.{dead}.00000000"])
+def test_a_half_written_stage_of_a_dead_process_is_removed_though_its_number_is_in_use_again(owner, served):
+    folder, rows, ids = served
+    dead = fork(lambda: None)
+    assert status_of(dead) == 0
+    _, unseen = stages_of(folder, ids[4])
+    names = {"host": socket.gethostname(), "own": os.getpid(), "dead": dead}
+    left = folder / "tmp" / f"{unseen[0]}.{owner.format(**names)}"
+    others = folder / "tmp" / f"{unseen[0]}.elsewhere.{os.getpid()}.00000000"
+    for path in (left, others):
+        path.mkdir()
+    unlearn(folder, rows, by_ids([ids[4]]), ids)
+    assert list((folder / "tmp").iterdir()) == [others]
 
 
 def test_a_second_subject_whose_rows_lose_only_copies_is_not_taken_for_gone(tmp_path):
