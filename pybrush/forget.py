@@ -100,9 +100,7 @@ def fit(
     return Fitted(record, tuple(built), record.constituents())
 
 
-def open_or_create(
-    folder: Path, wish: PlanWish, learner: Learner, roster_of: Callable[[Namer], Roster]
-) -> Record:
+def open_or_create(folder: Path, wish: PlanWish, learner: Learner, roster_of: Callable[[Namer], Roster]) -> Record:
     """Open the record in a folder, or make it from the model's present state."""
     if (folder / "ledger.sqlite").is_file():
         try:

@@ -66,9 +66,7 @@ class Learner(Protocol):
     def write_state(self, state: Any) -> None:
         """Put the model into a state that `read_state` returned."""
 
-    def train_stage(
-        self, data: Any, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds
-    ) -> Trained:
+    def train_stage(self, data: Any, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds) -> Trained:
         """Train one stage from the state the model is in.
 
         Args:

@@ -134,5 +134,3 @@ def notes_on(resolution: Resolution) -> tuple[str, ...]:
 def full_retrain_note(todo: list[Stage], stages: tuple[Stage, ...]) -> tuple[str, ...]:
     """Return a note where a request hits every stage."""
     return ("this is a full retrain: the request hits every stage",) if len(todo) == len(stages) else ()
-
-

@@ -177,9 +177,7 @@ def _check_length(what: str, values: Sequence[Any] | None, length: int) -> None:
         raise IdError(f"{what} must have one entry for each of the {length} rows; got {len(values)}.")
 
 
-def _subject_names(
-    namer: Namer, subjects: Sequence[Sequence[Any]] | None, length: int
-) -> list[tuple[bytes, ...]]:
+def _subject_names(namer: Namer, subjects: Sequence[Sequence[Any]] | None, length: int) -> list[tuple[bytes, ...]]:
     """Return the pseudonyms of the subjects of each row; each subject is hashed once."""
     if subjects is None:
         return [()] * length

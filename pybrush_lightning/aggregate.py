@@ -49,17 +49,24 @@ def combine(outputs: list[Tensor], space: Space, how: How) -> Tensor:
         space: what the outputs are.
         how: mean or vote.
     """
-    stack = torch.stack(outputs)
+    own = outputs[0].dtype
+    # Half precision would round each of the three steps.
+    stack = torch.stack(outputs).to(torch.promote_types(own, torch.float32))
+    return _combined(stack, space, how).to(own)
+
+
+def _combined(stack: Tensor, space: Space, how: How) -> Tensor:
+    """Return the aggregate over the first axis."""
     if space == "values":
         return stack.mean(dim=0)
     if how == "vote":
-        classes, count = stack.shape[-1], len(outputs)
+        classes, count = stack.shape[-1], len(stack)
         votes = nn.functional.one_hot(stack.argmax(dim=-1), classes).sum(dim=0).to(stack.dtype)
         share = (votes + 1 / classes) / (count + 1)
         return share if space == "probs" else share.log()
     if space == "probs":
         return stack.mean(dim=0)
-    return torch.logsumexp(stack.log_softmax(dim=-1), dim=0) - math.log(len(outputs))
+    return torch.logsumexp(stack.log_softmax(dim=-1), dim=0) - math.log(len(stack))
 
 
 def check_output(output: Any, space: Space) -> Tensor:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pybrush.errors import TrainingError, UnsupportedError
-from pybrush.record import states
+from pybrush.record import trees
 from pybrush_lightning import _private
 
 Attributes = dict[str, Any]
@@ -113,7 +113,7 @@ def _inside(value: Any) -> list[Any]:
 
 def _is_plain(value: Any) -> bool:
     try:
-        states.pack(value)
+        trees.pack(value)
     except UnsupportedError:
         return False
     # A stored parameter would come back as a copy that nothing trains.

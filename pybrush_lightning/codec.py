@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pybrush.content import ArrayBytes, register_tensor
 from pybrush.errors import ContentError, UnsupportedError
-from pybrush.record.states import TensorParts, memory_order, register_codec
+from pybrush.record.trees import TensorParts, memory_order, register_codec
 
 # By name, because a file must not choose attributes of torch. Quantized types lack their scale here.
 _DTYPES = {

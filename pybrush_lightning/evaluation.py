@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from pybrush.errors import UnsupportedError
-from pybrush.record import states
+from pybrush.record import trees
 from pybrush_lightning.aggregate import Constituent, How, Space, check_output, combine, tensors_of
 from pybrush_lightning.attributes import Attributes, known_parts, placed_like, plain_attributes
 from pybrush_lightning.codec import content_bytes
@@ -103,7 +103,7 @@ def _differing(module: nn.Module, constituent: Constituent) -> list[tuple[nn.Mod
 
 
 def _equal(own: Any, stored: Any) -> bool:
-    (tree, arrays), (stored_tree, stored_arrays) = states.pack(own), states.pack(stored)
+    (tree, arrays), (stored_tree, stored_arrays) = trees.pack(own), trees.pack(stored)
     return tree == stored_tree and all((arrays[name] == stored_arrays[name]).all() for name in arrays)
 
 

@@ -71,7 +71,7 @@ def parts(module: torch.nn.Module) -> dict[str, str]:
         found[place or "module"] = type(part).__qualname__
         for name, value in vars(part).items():
             if isinstance(value, (FunctionType, BuiltinFunctionType)):
-                found[f"{place}.{name}".lstrip(".")] = value.__qualname__
+                found[f"{place}.{name}".lstrip(".")] = value.__name__
     return found
 
 

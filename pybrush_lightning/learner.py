@@ -128,9 +128,10 @@ class LightningLearner:
         _private.reset_metrics(trainer)
         seed_all(seeds(0, "stage", trainer.global_rank))
         _private.set_up_optimizers(trainer)
+        # Before they go on from the parent's state: the check steps through the whole horizon.
+        check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
         if self._optimization is not None:
             state.write_optimization(trainer, self._optimization)
-        check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
 
     def _log_place(self, horizon: Horizon) -> None:
         """Say in the loggers which stage begins; their epochs and steps start anew with each shard."""

@@ -60,9 +60,7 @@ class ShardPlan:
         """Return (shard, slice, ids of that slice) for every cell in order, empty cells included."""
         known = list(ids)
         shard, cell = cells_of(self._namer.samples(known), self.shards, self.slices)
-        members: dict[tuple[int, int], list[Any]] = {
-            (s, r): [] for s in range(self.shards) for r in range(self.slices)
-        }
+        members: dict[tuple[int, int], list[Any]] = {(s, r): [] for s in range(self.shards) for r in range(self.slices)}
         for sample_id, s, r in zip(known, shard.tolist(), cell.tolist(), strict=True):
             members[s, r].append(sample_id)
         return [(s, r, rows) for (s, r), rows in members.items()]

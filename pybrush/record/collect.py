@@ -77,9 +77,7 @@ def remove_unwanted(record: Record) -> dict[str, Any]:
     return {"stages_unlinked": len(stages), "artefacts_unlinked": sorted(set(doomed) - set(absent)), "absent": absent}
 
 
-def _search(
-    record: Record, strikes: Strikes, raw_ids: Sequence[bytes] | None, files: list[Path]
-) -> dict[str, Any]:
+def _search(record: Record, strikes: Strikes, raw_ids: Sequence[bytes] | None, files: list[Path]) -> dict[str, Any]:
     gone = gone_names(record.samples(), strikes)
     check_gone(files, gone)
     found = find_bytes(files, [raw for raw in raw_ids or () if len(raw) >= 16])

@@ -123,9 +123,7 @@ def _is_planned(folder: Path) -> bool:
         return bool(ledger.plan())
 
 
-def _write(
-    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, namer: Namer, roster: Roster
-) -> None:
+def _write(folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, namer: Namer, roster: Roster) -> None:
     """Write everything; the plan comes last, so that a crash leaves a folder that is simply written again."""
     whole = plain({**semantic, "plan": plan_values(wish, namer.key_id, None)})
     plan = _plan(wish, whole, states.init_digest(state))

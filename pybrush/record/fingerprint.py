@@ -26,7 +26,9 @@ def canonical_json(value: Any) -> str:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"a record keeps settings as JSON, which does not have this value ({error}).") from error
+        raise ConfigurationError(
+            f"a record keeps settings as JSON, which does not have this value ({error})."
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -60,8 +60,7 @@ def verify(record: Record) -> Verification:
         else:
             missing.append(stage.key)
     pending = tuple(
-        f"{request.number}: {request.state}, {_days(request.accepted)} days old"
-        for request in unfinished(record)
+        f"{request.number}: {request.state}, {_days(request.accepted)} days old" for request in unfinished(record)
     )
     _check_release(record)
     _check_open_request(record)

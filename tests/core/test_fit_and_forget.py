@@ -136,9 +136,7 @@ def test_missing_rows_are_forgotten_by_deleting_them_and_saying_so(tmp_path):
 def test_a_subject_takes_all_its_rows_in_one_cell(tmp_path):
     rows, subjects = data(), [[f"subject-{i % 8}"] for i in range(40)]
     fit(tmp_path / "a", rows, subjects=subjects, shards=4, slices=2)
-    result = unlearn(
-        tmp_path / "a", rows, lambda r: Wish(subjects=r.names.subjects(["subject-3"])), subjects=subjects
-    )
+    result = unlearn(tmp_path / "a", rows, lambda r: Wish(subjects=r.names.subjects(["subject-3"])), subjects=subjects)
     left = np.array([i % 8 != 3 for i in range(40)])
     others = [s for s, k in zip(subjects, left, strict=True) if k]
     fit(tmp_path / "b", keep(rows, left), subjects=others, shards=4, slices=2)

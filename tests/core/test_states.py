@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as arrays
 
 from pybrush.errors import CorruptRecordError, PyBrushError, UnsupportedError
 from pybrush.record import states
+from pybrush.record import trees as typed
 
 
 class Phase(enum.Enum):
@@ -93,7 +94,7 @@ def test_a_tree_comes_back_from_disk_with_types_bits_and_order(tree, tmp_path):
     digest = states.save(tmp_path, tree)
     loaded = states.load(tmp_path)
     assert same(loaded, tree)
-    assert states.pack(loaded)[0] == states.pack(tree)[0]
+    assert typed.pack(loaded)[0] == typed.pack(tree)[0]
     assert states.state_sha256(tmp_path) == digest
 
 
@@ -117,8 +118,8 @@ trees = st.recursive(
 @settings(max_examples=250, deadline=None)
 @given(trees)
 def test_unpacking_undoes_packing_for_every_tree(tree):
-    tree_json, tensors = states.pack(tree)
-    assert same(states.unpack(tree_json, tensors), tree)
+    tree_json, tensors = typed.pack(tree)
+    assert same(typed.unpack(tree_json, tensors), tree)
     assert tree_json == canonical(json.loads(tree_json))
 
 
@@ -144,17 +145,17 @@ def test_the_memory_order_of_an_array_survives():
     matrix = np.arange(24.0).reshape(2, 3, 4)
     for axes in [(0, 1, 2), (1, 2, 0), (2, 1, 0), (0, 2, 1)]:
         view = matrix.transpose(axes)
-        assert states.unpack(*states.pack(view)).strides == view.strides
+        assert typed.unpack(*typed.pack(view)).strides == view.strides
 
 
 def test_an_axis_of_one_element_says_nothing_about_memory_order():
-    assert states.memory_order((4, 1, 2), (16, 999, 8)) is None
-    assert states.memory_order((2, 1, 4), (8, 1, 16)) == (1, 2, 0)
+    assert typed.memory_order((4, 1, 2), (16, 999, 8)) is None
+    assert typed.memory_order((2, 1, 4), (8, 1, 16)) == (1, 2, 0)
 
 
 def test_a_reversed_axis_keeps_its_place_and_an_empty_array_has_none():
-    assert states.memory_order((2, 3), (-24, 8)) is None
-    assert states.memory_order((2, 3, 0), (8, 16, 48)) is None
+    assert typed.memory_order((2, 3), (-24, 8)) is None
+    assert typed.memory_order((2, 3, 0), (8, 16, 48)) is None
 
 
 # Ties
@@ -172,24 +173,24 @@ def test_tied_arrays_share_one_storage_and_come_back_as_one_object(tmp_path):
 def test_views_that_merely_overlap_are_stored_apart():
     base = np.arange(6.0)
     views = [base, base[:3], base[1:4], base[::2], base.reshape(2, 3), base.view("i8"), base.copy()]
-    loaded = states.unpack(*states.pack(views))
+    loaded = typed.unpack(*typed.pack(views))
     assert same(loaded, views)
     assert len({id(view) for view in loaded}) == len(views)
 
 
 def test_empty_arrays_are_never_tied():
     base = np.zeros((0, 3))
-    loaded = states.unpack(*states.pack([base, base[:]]))
+    loaded = typed.unpack(*typed.pack([base, base[:]]))
     assert loaded[0] is not loaded[1]
 
 
 def test_a_loaded_tree_shares_no_memory_with_what_was_packed():
     weight = np.zeros(3)
-    tree_json, tensors = states.pack([weight])
+    tree_json, tensors = typed.pack([weight])
     weight += 1
-    loaded = states.unpack(tree_json, tensors)[0]
+    loaded = typed.unpack(tree_json, tensors)[0]
     loaded += 5
-    assert states.unpack(tree_json, tensors)[0].tolist() == [0, 0, 0]
+    assert typed.unpack(tree_json, tensors)[0].tolist() == [0, 0, 0]
 
 
 class Grid:
@@ -203,7 +204,7 @@ class GridCodec:
     """What an adapter registers, over NumPy's own codec; one small value, an Ellipsis."""
 
     name = "grid"
-    numpy = states._codecs["numpy"]
+    numpy = typed._codecs["numpy"]
 
     def is_tensor(self, value):
         return isinstance(value, Grid)
@@ -225,15 +226,15 @@ class GridCodec:
 
 @pytest.fixture
 def grid(monkeypatch):
-    monkeypatch.setattr(states, "_codecs", dict(states._codecs))
-    states.register_codec(GridCodec())
+    monkeypatch.setattr(typed, "_codecs", dict(typed._codecs))
+    typed.register_codec(GridCodec())
 
 
 @pytest.mark.usefixtures("grid")
 def test_values_of_a_registered_codec_are_stored_and_not_tied_to_others():
     array = np.arange(3.0)
     tree = [array, Grid(array), Grid(array), ...]
-    loaded = states.unpack(*states.pack(tree))
+    loaded = typed.unpack(*typed.pack(tree))
     assert same(loaded[0], array) and same(loaded[1].array, array)
     assert loaded[1] is loaded[2] and loaded[3] is ...
     assert loaded[1].array is not loaded[0]
@@ -245,7 +246,7 @@ def test_a_codec_is_never_given_a_length_that_is_no_whole_number(length, monkeyp
     monkeypatch.setattr(GridCodec, "restore", lambda *_: pytest.fail("the codec was asked"))
     tree_json = canonical({"format": 1, "tree": ["tensor", "grid", "<f8", [length], None, "000000"]})
     with pytest.raises(CorruptRecordError, match="whole numbers"):
-        states.unpack(tree_json, {"000000": np.zeros(8, np.uint8)})
+        typed.unpack(tree_json, {"000000": np.zeros(8, np.uint8)})
 
 
 # Digests
@@ -285,7 +286,7 @@ def test_same_bits_sees_values_and_structure(tmp_path, other):
 
 
 def test_a_digest_takes_tensors_by_name_and_not_as_they_come():
-    tree_json, tensors = states.pack([np.ones(2), np.zeros(3)])
+    tree_json, tensors = typed.pack([np.ones(2), np.zeros(3)])
     backward = dict(reversed(tensors.items()))
     assert states.digest_of(tree_json, backward) == states.digest_of(tree_json, tensors)
 
@@ -350,18 +351,18 @@ REFUSED = {
 @pytest.mark.parametrize(("value", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_any_other_type_is_refused_with_its_place_and_type(value, message):
     with pytest.raises(UnsupportedError, match=r"^state\['a'\]\[1\]") as caught:
-        states.pack({"a": [0, value]})
+        typed.pack({"a": [0, value]})
     assert caught.match(message)
 
 
 def test_a_key_of_another_type_is_refused_too():
     with pytest.raises(UnsupportedError, match="frozenset"):
-        states.pack({frozenset(): 1})
+        typed.pack({frozenset(): 1})
 
 
 def test_a_tree_that_contains_itself_is_refused():
     with pytest.raises(UnsupportedError, match="contain itself"):
-        states.pack(endless())
+        typed.pack(endless())
 
 
 # Damage
@@ -390,16 +391,16 @@ def test_a_truncated_longer_or_missing_file_is_named(folder, name):
 @given(st.data())
 def test_no_single_changed_byte_of_the_tree_raises_anything_but_our_errors(data):
     tree = {"w": np.arange(3.0).reshape(3, 1), 1: (2, 0.5, b"x", Phase.WARM, np.int8(3))}
-    tree_json, tensors = states.pack(tree)
+    tree_json, tensors = typed.pack(tree)
     place = data.draw(st.integers(0, len(tree_json) - 1))
     damaged = bytearray(tree_json)
     damaged[place] = data.draw(st.sampled_from(b'0123456789abcxepi{}[]",:.-<|\\ \xff'))
     try:
-        loaded = states.unpack(bytes(damaged), tensors)
+        loaded = typed.unpack(bytes(damaged), tensors)
     except PyBrushError:
         return
     # What can be read was written in the one form in which such a tree is written.
-    assert states.pack(loaded)[0] == bytes(damaged)
+    assert typed.pack(loaded)[0] == bytes(damaged)
 
 
 DAMAGED = {
@@ -435,7 +436,7 @@ DAMAGED = {
 @pytest.mark.parametrize("node", DAMAGED.values(), ids=DAMAGED.keys())
 def test_a_tree_that_is_not_written_so_is_refused(node):
     with pytest.raises(CorruptRecordError, match=r"tree\.json"):
-        states.unpack(canonical({"format": 1, "tree": node}), {})
+        typed.unpack(canonical({"format": 1, "tree": node}), {})
 
 
 EIGHT = np.zeros(8, np.uint8)
@@ -464,13 +465,13 @@ WRONG_TENSORS = {
 def test_a_tensor_that_does_not_fit_its_description_is_refused(parts, tensors):
     tree_json = canonical({"format": 1, "tree": ["tensor", "numpy", *parts]})
     with pytest.raises(CorruptRecordError):
-        states.unpack(tree_json, tensors)
+        typed.unpack(tree_json, tensors)
 
 
 def test_one_storage_cannot_be_two_tensors():
     nodes = [["tensor", "numpy", kind, [1], None, "000000"] for kind in ("<f8", "<i8")]
     with pytest.raises(CorruptRecordError, match="two ways"):
-        states.unpack(canonical({"format": 1, "tree": ["list", nodes]}), {"000000": EIGHT})
+        typed.unpack(canonical({"format": 1, "tree": ["list", nodes]}), {"000000": EIGHT})
 
 
 @pytest.mark.parametrize(
@@ -492,12 +493,12 @@ def test_one_storage_cannot_be_two_tensors():
 )
 def test_a_tree_file_has_exactly_one_spelling(text):
     with pytest.raises(CorruptRecordError):
-        states.unpack(text, {})
+        typed.unpack(text, {})
 
 
 def test_another_format_is_not_called_damaged():
     with pytest.raises(UnsupportedError, match="format 2"):
-        states.unpack(b'{"format":2,"tree":null,"new":0}', {})
+        typed.unpack(b'{"format":2,"tree":null,"new":0}', {})
 
 
 def test_tensors_are_read_in_the_order_of_their_names(tmp_path):
@@ -520,7 +521,7 @@ def test_loading_imports_no_module_that_a_file_names(tmp_path, monkeypatch):
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UnsupportedError, match="trap"):
-        states.unpack(canonical({"format": 1, "tree": ["enum", "trap", "Phase", "WARM"]}), {})
+        typed.unpack(canonical({"format": 1, "tree": ["enum", "trap", "Phase", "WARM"]}), {})
 
 
 @pytest.mark.parametrize(
@@ -528,7 +529,7 @@ def test_loading_imports_no_module_that_a_file_names(tmp_path, monkeypatch):
 )
 def test_only_classes_of_enum_are_found_by_name(address):
     with pytest.raises(UnsupportedError, match="Enum"):
-        states.unpack(canonical({"format": 1, "tree": ["enum", *address]}), {})
+        typed.unpack(canonical({"format": 1, "tree": ["enum", *address]}), {})
 
 
 def test_a_lazy_module_is_not_woken_by_a_name_in_a_file(monkeypatch):
@@ -536,10 +537,10 @@ def test_a_lazy_module_is_not_woken_by_a_name_in_a_file(monkeypatch):
     lazy.__getattr__ = lambda name: pytest.fail("the module was asked to run code")
     monkeypatch.setitem(sys.modules, "lazy", lazy)
     with pytest.raises(UnsupportedError, match="lazy"):
-        states.unpack(canonical({"format": 1, "tree": ["enum", "lazy", "Phase", "WARM"]}), {})
+        typed.unpack(canonical({"format": 1, "tree": ["enum", "lazy", "Phase", "WARM"]}), {})
 
 
 @pytest.mark.parametrize("node", [["tensor", "jax", "f4", [1], None, "000000"], ["value", "jax", "size", "1"]])
 def test_a_framework_whose_adapter_is_missing_is_named(node):
     with pytest.raises(UnsupportedError, match="'jax'"):
-        states.unpack(canonical({"format": 1, "tree": node}), {"000000": EIGHT[:4]})
+        typed.unpack(canonical({"format": 1, "tree": node}), {"000000": EIGHT[:4]})

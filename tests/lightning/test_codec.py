@@ -7,7 +7,7 @@ from torch import nn
 
 from pybrush.content import encode
 from pybrush.errors import ContentError, CorruptRecordError, UnsupportedError
-from pybrush.record import states
+from pybrush.record import states, trees
 from pybrush_lightning.codec import _DTYPES, TorchCodec
 
 
@@ -146,7 +146,7 @@ def test_every_element_type_comes_back_bit_for_bit(dtype):
     raw = torch.arange(6 * dtype.itemsize, dtype=torch.uint8)
     tensor = (raw % 2 if dtype is torch.bool else raw).view(dtype).reshape(2, 3)
     tree = [tensor, tensor.T, tensor[1, 2], tensor[:0], tensor[:, ::2], tensor[:, 1:2][:1], tensor[0, ::3]]
-    loaded = states.unpack(*states.pack(tree))
+    loaded = trees.unpack(*trees.pack(tree))
     assert same_tree(loaded, tree)
 
 
@@ -154,7 +154,7 @@ def test_lazy_conjugates_and_negatives_keep_their_values_and_are_no_ties():
     number = torch.tensor([1 + 2j, 3 - 4j])
     tree = [number, number.conj(), number.conj()[:1].imag, number[:1].imag]
     assert tree[1].is_conj() and tree[2].is_neg() and tree[2].is_contiguous()
-    loaded = states.unpack(*states.pack(tree))
+    loaded = trees.unpack(*trees.pack(tree))
     assert same_tree(loaded, tree)
     assert len({id(tensor) for tensor in loaded}) == 4
     assert encode(tree[1]) == encode(np.array([1 - 2j, 3 + 4j], "c8"))
@@ -163,41 +163,41 @@ def test_lazy_conjugates_and_negatives_keep_their_values_and_are_no_ties():
 def test_views_of_one_memory_that_differ_are_stored_apart():
     base = torch.arange(6.0)
     tree = [base, base[:3], base[::2], base[1:4], base.view(2, 3), base.view(torch.int32), base.clone()]
-    loaded = states.unpack(*states.pack(tree))
+    loaded = trees.unpack(*trees.pack(tree))
     assert same_tree(loaded, tree)
     assert len({tensor.data_ptr() for tensor in loaded}) == len(tree)
 
 
 def test_memory_order_survives_for_convolutions_in_channels_last():
     images = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    loaded = states.unpack(*states.pack(images))
+    loaded = trees.unpack(*trees.pack(images))
     assert loaded.stride() == images.stride()
     assert torch.equal(loaded, images)
 
 
 def test_parameters_come_back_as_plain_tensors_without_gradient():
-    loaded = states.unpack(*states.pack(nn.Parameter(VALUES, requires_grad=True)))
+    loaded = trees.unpack(*trees.pack(nn.Parameter(VALUES, requires_grad=True)))
     assert type(loaded) is torch.Tensor
     assert not loaded.requires_grad
 
 
 def test_empty_tensors_are_never_tied():
-    loaded = states.unpack(*states.pack([torch.zeros(0), torch.zeros(0)]))
+    loaded = trees.unpack(*trees.pack([torch.zeros(0), torch.zeros(0)]))
     assert loaded[0] is not loaded[1]
 
 
 def test_an_array_and_a_tensor_over_one_memory_stay_what_they_are():
     array = np.arange(3.0)
-    loaded = states.unpack(*states.pack([array, torch.from_numpy(array)]))
+    loaded = trees.unpack(*trees.pack([array, torch.from_numpy(array)]))
     assert [type(value) for value in loaded] == [np.ndarray, torch.Tensor]
 
 
 def test_what_is_packed_shares_no_memory_with_what_went_in_or_comes_out():
     tensor = torch.zeros(3)
-    packed = states.pack(tensor)
+    packed = trees.pack(tensor)
     tensor.add_(1)
-    states.unpack(*packed).add_(1)
-    assert states.unpack(*packed).tolist() == [0, 0, 0]
+    trees.unpack(*packed).add_(1)
+    assert trees.unpack(*packed).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_is_packed_shares_no_memory_with_what_went_in_or_comes_out():
     ],
 )
 def test_sizes_types_and_devices_come_back(value):
-    loaded = states.unpack(*states.pack({value: [value]}))
+    loaded = trees.unpack(*trees.pack({value: [value]}))
     assert loaded == {value: [value]}
     assert type(loaded[value][0]) is type(value)
 
@@ -239,7 +239,7 @@ REFUSED = {
 @pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED.keys())
 def test_a_tensor_without_plain_bytes_is_refused(make):
     with pytest.raises(UnsupportedError, match=r"state\['x'\].*torch\."):
-        states.pack({"x": make()})
+        trees.pack({"x": make()})
     with pytest.raises(ContentError, match="content_of="):
         encode({"x": make()})
 
@@ -252,7 +252,7 @@ def test_a_class_of_the_users_own_is_content_but_no_state():
     labelled = torch.ones(2).as_subclass(Labelled)
     assert encode(labelled) == encode(torch.ones(2))
     with pytest.raises(UnsupportedError, match="Labelled"):
-        states.pack(labelled)
+        trees.pack(labelled)
 
 
 # Content

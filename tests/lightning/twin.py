@@ -1,7 +1,7 @@
 """The cases that are trained twice, and the fresh process that trains them without the forgotten rows.
 
-As a script it reads one request a line, {"case", "folder", "gone"}, fits the case on data from which the
-rows were physically taken, with the initial state of a file, and answers "done" or the traceback.
+As a script it reads one job a line and answers each with a value or a traceback. A "fit" trains a case on
+data from which the rows were physically taken, with the initial state of a file.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import lightning
 import pytorch_lightning as pl
 import torch
 import torchmetrics
@@ -30,9 +30,14 @@ KEY, SEED, ROWS = bytes(range(32)), 5, 44
 class Rows(Dataset):
     """Pairs of inputs and labels with an id and an owner each; deleted rows are not there at all."""
 
+    equal = ()
+    """Positions whose rows all equal that of the first."""
+
     def __init__(self, gone=(), rows=ROWS, classes=3, seed=0):
         generator = torch.Generator().manual_seed(seed)
         x, y = torch.randn(rows, 6, generator=generator), torch.randint(0, classes, (rows,), generator=generator)
+        for row in self.equal[1:]:
+            x[row], y[row] = x[self.equal[0]].clone(), y[self.equal[0]]
         keep = [row for row in range(rows) if row not in set(gone)]
         self.x, self.y = x[keep].clone(), y[keep].clone()
         self.names = [f"sample-number-{row:06d}" for row in keep]
@@ -43,6 +48,12 @@ class Rows(Dataset):
 
     def __getitem__(self, row):
         return self.x[row], self.y[row]
+
+
+class Repeated(Rows):
+    """Three rows are equal."""
+
+    equal = (2, 7, 30)
 
 
 class Noisy(Rows):
@@ -58,9 +69,7 @@ class Body:
     def __init__(self, optimizer="momentum", scheduler=None):
         super().__init__()
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.net = nn.Sequential(
-            nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3)
-        )
+        self.net = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3))
 
     def forward(self, x):
         return self.net(x)
@@ -101,7 +110,7 @@ class Body:
         return {"scheduler": plateau, "monitor": "val_loss"}
 
 
-class Net(Body, L.LightningModule):
+class Net(Body, lightning.LightningModule):
     """For `lightning`."""
 
 
@@ -143,7 +152,7 @@ class Remembering(Net):
         )
 
 
-class Pushing(L.Callback):
+class Pushing(lightning.Callback):
     """A user's callback whose own attributes steer training, and which has a state_dict as well."""
 
     def __init__(self):
@@ -164,7 +173,7 @@ class Pushing(L.Callback):
             pl_module.net[4].bias += 1e-3 * self.count + 1e-4 * self.batches + 1e-3 * self.history[0]
 
 
-class Data(L.LightningDataModule):
+class Data(lightning.LightningDataModule):
     """Rows made in setup, in a process that has seen nothing else."""
 
     def __init__(self, make, loader):
@@ -205,7 +214,7 @@ class Case:
     callbacks: tuple[Callable[[], Any], ...] = ()
     source: str = "loader"
     validation: bool = False
-    package: Any = L
+    package: Any = lightning
 
 
 CASES = {
@@ -233,6 +242,7 @@ CASES = {
     "in order": Case(loader={"shuffle": False}, sisa={"ids": "names"}),
     "ids": Case(sisa={"ids": "names"}),
     "augmented": Case(rows=Noisy, sisa={"ids": "names", "content": "off"}),
+    "equal rows": Case(rows=Repeated, gone=(2,)),
     "subjects": Case(sisa={"subjects": "owners"}, gone=(3, 14, 25, 36)),
     "state in many places": Case(Remembering, callbacks=(Pushing,), slices=3),
     "workers": Case(loader={"num_workers": 2}, rows=Noisy, sisa={"ids": "names", "content": "off"}, shards=1),
@@ -288,6 +298,36 @@ def fit_without(name, folder, initial, gone):
     module, trainer = module_for(case, initial, gone), trainer_for(case, folder)
     trainer.fit(module, **data_for(case, gone))
     torch.save(answers(trainer, module), Path(folder) / "answers.pt")
+    return "done"
+
+
+def forget(case, trainer, gone, **more):
+    """Forget rows by the name that the case gives them."""
+    if case.sisa.get("subjects"):
+        return trainer.unlearn(subjects=sorted({Rows().owners[row] for row in gone}), **more)
+    if case.sisa.get("ids"):
+        return trainer.unlearn(ids=[Rows().names[row] for row in gone], **more)
+    return trainer.unlearn(rows=list(gone), guarantee="exact", **more)
+
+
+def unlearn_elsewhere(name, folder, gone, already=(), settings=(), loader=(), ask=None):
+    """Forget rows with a trainer that fitted nothing, a new module and other settings; return the settings after.
+
+    `already` are the rows that the data has lost; `ask` are arguments in place of the rows' names.
+    """
+    case = CASES[name]
+    torch.manual_seed(99)
+    module = WithLoader(lambda: Rows()) if case.source == "module" else case.module()
+    trainer = trainer_for(case, folder, **dict(settings), sisa={"shards": None, "slices": None, "seed": None})
+    data = data_for(case, already, **dict(loader))
+    more = {"model": module, **data}
+    result = forget(case, trainer, gone, **more) if ask is None else trainer.unlearn(**ask, **more)
+    torch.save(answers(trainer, module), Path(folder) / "answers.pt")
+    after = {name: getattr(trainer, name) for name in dict(settings)}
+    return {**after, "current_epoch": trainer.current_epoch, "forgotten": result.forgotten}
+
+
+JOBS = {"fit": fit_without, "unlearn": unlearn_elsewhere}
 
 
 class FreshProcess:
@@ -296,22 +336,20 @@ class FreshProcess:
     def __init__(self):
         self.process = None
 
-    def fit(self, name, folder, initial, gone):
-        """Train there; raises what was raised there, as text."""
-        self.ask({"name": name, "folder": str(folder), "initial": str(initial), "gone": list(gone)})
-
-    def ask(self, order):
+    def ask(self, job, **order):
+        """Have a job done there and return its answer; fails with the traceback of there."""
         if self.process is None:
             command = [sys.executable, "-m", "tests.lightning.twin"]
             root = Path(__file__).parents[2]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
             )
-        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        self.process.stdin.write(json.dumps({"job": job, **order}, default=str).encode() + b"\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        answer = json.loads(line or b'"the process died"')
-        assert answer == "done", answer
+        answer = json.loads(line or b'{"error": "the process died"}')
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
 
     def close(self):
         if self.process is not None:
@@ -325,10 +363,10 @@ def serve():
     answers_to, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:
-            fit_without(**json.loads(line))
-            answer = "done"
-        except Exception:  # whatever it is, the test has to see it
-            answer = traceback.format_exc()
+            order = json.loads(line)
+            answer = {"value": JOBS[order.pop("job")](**order)}
+        except Exception:  # noqa: BLE001 (whatever it is, the test has to see it)
+            answer = {"error": traceback.format_exc()}
         answers_to.write(json.dumps(answer) + "\n")
         answers_to.flush()
 
