@@ -184,7 +184,8 @@ def main(folder):
     console = Console(width=110)
     console.print(table)
     console.print(f"same bits as never having seen them: {'yes' if same else 'NO'}")
-    console.print(f"verify: {'clean' if checked.is_clean else 'NOT CLEAN'}, {checked.stages} stages, {checked.rows:,} rows")
+    verdict = "clean" if checked.is_clean else "NOT CLEAN"
+    console.print(f"verify: {verdict}, {checked.stages} stages, {checked.rows:,} rows")
 
     assert same and checked.is_clean
     assert abs(after_second - retrained) < 1e-6

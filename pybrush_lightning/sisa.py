@@ -258,10 +258,6 @@ class SISA(_private.CallbackBase):
     def mark(self, learner: LightningLearner, record: Record) -> None:
         """Note which constituent the module holds now, and let checkpoints and optimizers fit it."""
         held = record.constituents()
-        if not held:
-            raise ConfigurationError(
-                f"no shard of {record.folder} has two rows to train on; use fewer shards, in a new record."
-            )
         self._mark = Mark(weakref.ref(learner.module), held[max(held)])
         notes = record.store.manifest(self._mark.key).notes
         checkpoints.point_to(learner.trainer, dict(notes.get("checkpoints", {})))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Tree = dict[str, Any]
 
 _STATELESS = {
-    *("ModelCheckpoint", "OnExceptionCheckpoint", "ProgressBar", "ModelSummary", "Timer", "SISA"),
+    *("ModelCheckpoint", "ProgressBar", "ModelSummary", "Timer", "SISA"),
     *("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor"),
 }
 """Callbacks that hold no training state, by the name of a class of Lightning or PyBrush in their ancestry."""

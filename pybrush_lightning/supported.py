@@ -22,6 +22,7 @@ _CALLBACKS = {
     "StochasticWeightAveraging": "leave it out: averages over epochs cross the stages",
     "WeightAveraging": "leave it out: averages over epochs cross the stages",
     "BaseFinetuning": "freeze in the module's constructor",
+    "OnExceptionCheckpoint": "leave it out: it makes each fit start from a checkpoint; SISA resumes from its record",
     "ModelPruning": "prune before training, or after it on the aggregate",
     "LearningRateFinder": "run it before, in a Trainer without SISA",
     "BatchSizeFinder": "run it before, in a Trainer without SISA",

@@ -127,9 +127,14 @@ class _Asked:
     duplicates: Literal["report", "forget"]
 
     def __post_init__(self) -> None:
-        named = [self.forget is not None, self.ids is not None, self.rows is not None, self.missing]
-        if sum(named) > 1:
+        alone = [self.ids is not None, self.rows is not None, self.missing]
+        ways = [*alone, self.forget is not None]
+        if sum(ways) > 1 or (any(alone) and self.subjects is not None):
             raise ForgetError("say in one way what to forget: a forget set, ids=, rows=, subjects= or missing=True.")
+        for name in ("ids", "subjects"):
+            given = getattr(self, name)
+            if isinstance(given, (str, bytes)):
+                raise ForgetError(f"{name}= takes a list; got {given!r}. For a single one pass [{given!r}].")
 
 
 class _Request:

@@ -93,7 +93,7 @@ def test_later_slices_see_the_rows_of_the_earlier_ones_and_their_epochs_count_on
 
 
 def test_one_row_is_too_few_to_train_and_that_is_said(tmp_path):
-    with pytest.raises(ConfigurationError, match="two rows"):
+    with pytest.raises(ConfigurationError, match="at least 2 rows"):
         steps_of(1, 4, False, tmp_path)
 
 
@@ -162,15 +162,19 @@ WAYS = {
 }
 
 
-def request(folder, tmp_path, data=ROWS, ids=None, **ask):
+def request(folder, tmp_path, **ask):
     """Serve a request on a copy of a record; return result and the names that are left."""
     shutil.copytree(folder / "record", tmp_path / "record")
     case = CASES["momentum"]
-    trainer = trainer_for(case, tmp_path, sisa={} if ids is None else {"ids": ids})
-    loader = DataLoader(data, batch_size=5, shuffle=True)
-    result = trainer.unlearn(model=Net(), train_dataloaders=loader, **ask)
+    trainer = trainer_for(case, tmp_path)
+    result = trainer.unlearn(model=Net(), train_dataloaders=DataLoader(ROWS, batch_size=5, shuffle=True), **ask)
     record = Record.open(tmp_path / "record", KEY)
     return result, {name.tobytes() for name in record.samples().names}
+
+
+def contents(folder):
+    """Return the bytes of every file but the locks."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 def names_without(gone, record):
@@ -205,6 +209,9 @@ def test_rows_of_a_part_of_joined_training_data_are_found(tmp_path):
 REFUSED = {
     "nothing": ({}, ForgetError, "say in one way"),
     "two ways": ({"rows": [1], "missing": True}, ForgetError, "say in one way"),
+    "rows and people": ({"rows": [1], "subjects": ["x"]}, ForgetError, "say in one way"),
+    "one id without a list": ({"ids": "sample-number-000003"}, ForgetError, "takes a list"),
+    "one person without a list": ({"subjects": "alice"}, ForgetError, "takes a list"),
     "an empty set": ({"forget": EMPTY}, ForgetError, "empty"),
     "no rows": ({"rows": []}, ForgetError, "empty"),
     "rows that are not there": ({"rows": [3, 44]}, ForgetError, "outside"),
@@ -214,7 +221,7 @@ REFUSED = {
     "strangers": ({"forget": Rows(seed=8)}, UnknownSamplesError, "44 of 44"),
     "some strangers": ({"forget": [ROWS[1], (torch.zeros(6), torch.tensor(1))]}, UnknownSamplesError, "1 of 2"),
     "inputs without labels": ({"forget": [ROWS[1][0]]}, UnknownSamplesError, "1 of 1"),
-    "ids where there are none": ({"ids": ["sample-number-000003"]}, ForgetError, "content"),
+    "ids of a record by content": ({"ids": ["sample-number-000003"]}, ForgetError, "by content; pass rows="),
     "unknown people": ({"subjects": ["nobody"]}, UnknownSamplesError, "1 of 1 subjects"),
     "a loader that leaves out rows": (
         {"forget": DataLoader(ROWS, sampler=SubsetRandomSampler([3]))}, ConfigurationError, "SubsetRandomSampler"
@@ -250,11 +257,11 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(trained, tmp_path
     module = Net()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     shutil.copytree(trained / "record", tmp_path / "record")
-    files = {path: path.read_bytes() for path in (tmp_path / "record").rglob("*") if path.is_file()}
+    files = contents(tmp_path / "record")
     trainer = trainer_for(CASES["momentum"], tmp_path)
     result = trainer.unlearn(rows=[3], model=module, dry_run=True, **data_for(CASES["momentum"]))
     assert result.forgotten == 1 and result.cost.stages_rebuilt in (1, 2)
-    assert {path: path.read_bytes() for path in (tmp_path / "record").rglob("*") if path.is_file()} == files
+    assert contents(tmp_path / "record") == files
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
@@ -272,9 +279,9 @@ def test_equal_rows_in_a_fixed_order_need_ids(tmp_path):
         trainer_for(CASES["momentum"], tmp_path).fit(Net(), DataLoader(Repeated(), batch_size=5))
 
 
-@pytest.mark.parametrize("ids", [lambda: "no_such_column", lambda: [1, 2], lambda: ["same"] * 44])
+@pytest.mark.parametrize("ids", ["no_such_column", [1, 2], ["same"] * 44], ids=["no column", "too few", "repeated"])
 def test_ids_that_do_not_name_each_row_are_refused(ids, tmp_path):
-    trainer = trainer_for(CASES["momentum"], tmp_path, sisa={"ids": ids()})
+    trainer = trainer_for(CASES["momentum"], tmp_path, sisa={"ids": ids})
     with pytest.raises(IdError):
         trainer.fit(Net(), DataLoader(ROWS, batch_size=5, shuffle=True))
 
