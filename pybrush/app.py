@@ -271,8 +271,9 @@ def _stored_config(record: Record, adapter: CommandAdapter, allowed: Sequence[st
 
     path = record.folder / CONFIG
     config = OmegaConf.load(path)
-    if not isinstance(config, DictConfig):
-        raise ConfigurationError(f"{path} must be a mapping with model, data, trainer and callbacks.")
+    parts = ("model", "data", "trainer", "callbacks")
+    if not isinstance(config, DictConfig) or any(config.get(name) is None for name in parts):
+        raise ConfigurationError(f"{path} must have {', '.join(parts)}; restore the file that `pybrush train` wrote.")
     trust = Trust(["pybrush", *adapter.trusted], adapter.distrusted, allowed)
     check_targets(OmegaConf.to_container(config, resolve=True), path, trust, get_object)
     _record_keeper(config).record = str(record.folder)
@@ -301,8 +302,12 @@ def _settings(command: str, words: Sequence[str], shape: type[S]) -> S:
     if OmegaConf.is_missing(composed, "record"):
         raise ConfigurationError(f"say which record: pybrush {command} record=FOLDER.")
     typed = OmegaConf.structured(shape)
-    for node in (typed, *(typed[name] for name in typed if OmegaConf.is_config(typed._get_node(name)))):
-        OmegaConf.set_readonly(node, False)  # as frozen dataclasses are; checks of types are all we want of it
+    # Made of frozen dataclasses it is read-only, group by group; the checks of types are what we want of it.
+    groups = [
+        typed[name] for name in typed if not OmegaConf.is_missing(typed, name) and OmegaConf.is_config(typed[name])
+    ]
+    for node in (typed, *groups):
+        OmegaConf.set_readonly(node, False)
     settings: S = OmegaConf.to_object(OmegaConf.merge(typed, composed))  # type: ignore[assignment]
     return settings
 

@@ -21,7 +21,7 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 
 
 def entries(path: Path) -> list[str]:
-    """Return the lines of a forget file that are not empty, as they stand, each once.
+    """Return the lines of a forget file that are not empty, as they stand.
 
     Raises:
         ForgetError: where it cannot be read or names nothing.
@@ -33,7 +33,7 @@ def entries(path: Path) -> list[str]:
     except OSError as error:
         raise ForgetError(f"{path} cannot be read ({error.strerror}); pass a file with one entry a line.") from None
     lines = (line.removesuffix("\r") for line in text.split("\n"))
-    found = list(dict.fromkeys(line for line in lines if line.strip()))
+    found = [line for line in lines if line.strip()]
     if not found:
         raise ForgetError(f"{path} names nothing; write one entry a line.")
     return found

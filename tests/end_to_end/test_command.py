@@ -12,13 +12,16 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from pybrush.app import main
+from pybrush.errors import ConfigurationError
 from pybrush.record import Record
+from pybrush.trust import Trust, check_targets
 from pybrush_lightning.datasets import DigitsData
 
-QUIET = ["trainer.enable_progress_bar=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+QUIET = ["trainer.enable_progress_bar=false", "hydra/job_logging=none", "hydra/hydra_logging=none"]
 TINY = ["train", "experiment=digits_sisa", "trainer.max_epochs=1", *QUIET]
 LOCKS = {"lock", "request.lock"}
 
@@ -77,7 +80,8 @@ def forget(folder, lines, name="forget.txt"):
 def test_help_needs_no_framework(tmp_path):
     code = (
         "import sys; from pybrush.app import main\n"
-        "codes = [main(words) for words in (['--help'], ['train', '--help'], ['unlearn', '--help'], ['verify', '-h'])]\n"
+        "words = ['--help'], ['train', '--help'], ['unlearn', '--help'], ['verify', '-h']\n"
+        "codes = [main(list(line)) for line in words]\n"
         "assert codes == [0, 0, 0, 0], codes\n"
         "found = {'torch', 'lightning', 'pytorch_lightning', 'keras', 'tensorflow'} & set(sys.modules)\n"
         "assert not found, found"
@@ -139,18 +143,20 @@ def test_a_dry_run_and_a_second_request_of_the_same_rows_change_nothing(here, ro
     assert "dry run: nothing was touched" in capsys.readouterr().out
     assert snapshot(here / "records") == before
     assert main(words) == 0
-    after = snapshot(here / "records")
-    assert after != before and "rows forgotten          │ 2" in capsys.readouterr().out
+    after, said = snapshot(here / "records"), capsys.readouterr()
+    assert after != before and "rows forgotten          │ 2" in said.out
+    assert "stage 1 of" in said.err
     assert main(words) == 0
     assert "forgotten before" in capsys.readouterr().out
     assert snapshot(here / "records") == after
 
 
 def test_rows_are_positions_in_the_training_data(here, rows, capsys):
-    assert main(["unlearn", "record=records/digits", "forget.kind=rows", forget(here, [3, 4, 3])]) == 0
+    (here / "rows.txt").write_bytes(b"\xef\xbb\xbf3\r\n\r\n4\r\n3")  # as an editor on Windows writes it
+    assert main(["unlearn", "record=records/digits", "forget.kind=rows", "forget.file=rows.txt"]) == 0
     assert "rows forgotten          │ 2" in capsys.readouterr().out
-    words = ["unlearn", "record=records/digits", forget(here, [rows.ids[3], rows.ids[4]]), "dry_run=true"]
-    assert main(words) == 0
+    (here / "ids.txt").write_bytes(b"\xef\xbb\xbf" + f"{rows.ids[3]}\r\n{rows.ids[4]}\r\n".encode())
+    assert main(["unlearn", "record=records/digits", "forget.file=ids.txt", "dry_run=true"]) == 0
     assert "all 2" in capsys.readouterr().out
 
 
@@ -170,6 +176,8 @@ def test_another_folder_and_a_path_with_blanks_and_brackets_serve_as_well(here, 
     record = f"record=../{place.name}/digits"
     assert main(["unlearn", record, forget(elsewhere, [rows.ids[8]])]) == 0
     assert main(["verify", record]) == 0
+    monkeypatch.setenv("HOME", str(place))
+    assert main(["verify", "record=~/digits"]) == 0
     assert [path.name for path in elsewhere.iterdir()] == ["forget.txt"]
     assert not (here / "records/digits").exists()
 
@@ -178,7 +186,11 @@ REFUSED = {
     "an unknown id": (["{known}", "digits-99999-class-0"], [], "1 of 2 samples to forget are not in the record"),
     "an integer that is no id": (["17"], [], "1 of 1 samples"),
     "an unknown person": (["subject-9999-digits"], ["forget.kind=subjects"], "1 of 1 subjects"),
-    "text where rows are meant": (["{known}"], ["forget.kind=rows"], "1 of 1 lines of the forget file are not integers"),
+    "text where rows are meant": (
+        ["{known}"],
+        ["forget.kind=rows"],
+        "1 of 1 lines of the forget file are not integers",
+    ),
     "text where integers are meant": (["{known}"], ["forget.type=int"], "are not integers"),
     "an empty file": ([""], [], "names nothing"),
     "a file and missing": (["{known}"], ["missing=true"], "in one way"),
@@ -186,6 +198,7 @@ REFUSED = {
     "an unknown guarantee": (["{known}"], ["guarantee=strong"], "'exact'"),
     "a word for a yes": (["{known}"], ["dry_run=perhaps"], "not a valid bool"),
     "a page without a place": (["{known}"], ["report=nowhere/page.html"], "folder that exists"),
+    "a folder for a page": (["{known}"], ["report=records"], "must be a file"),
     "ids on the command line": (["{known}"], ["+forget.ids=[{known}]"], "forget.file=FILE alone"),
     "several runs": (["{known}"], ["-m"], "-m is not for this command"),
     "a sweep": (["{known}"], ["method=auto,rebuild"], "method"),
@@ -218,7 +231,10 @@ def test_other_refusals_have_one_message_too(here, capsys):
         (["train", "experiment=nothing"], "digits_sisa"),
         (["train", "bogus=1"], "bogus"),
         ([*TINY, "model._target_=nowhere.Net", "callbacks.sisa.record=new"], "No module named 'nowhere'"),
-        ([*TINY, "callbacks.sisa.shards=0", "callbacks.sisa.record=new"], "shards must be a whole number"),
+        (
+            [*TINY, "callbacks.sisa.shards=0", "callbacks.sisa.record=new"],
+            "pybrush train: shards must be a whole number",
+        ),
         ([*TINY, "callbacks.sisa.ids=[ann,bob]", "callbacks.sisa.record=new"], "name the column"),
         ([*TINY, "~callbacks.sisa"], "callbacks=sisa"),
         ([*TINY, "adapter=abacus"], "pip install 'pybrush[abacus]'"),
@@ -240,6 +256,7 @@ UNTRUSTED = {
     "not below a trusted module": "os.system",
     "reached through a trusted module": "torch.os.system",
     "a function": "torch.load",
+    "a class reached through a trusted module": "torch.multiprocessing.Process",
     "a class that calls what it is told": "lightning.pytorch.cli.LightningCLI",
     "a name that begins alike": "torchery.Net",
     "no name": 3,
@@ -259,8 +276,24 @@ def test_a_configuration_builds_only_what_is_trusted(target, here, rows, capsys)
     assert snapshot(here / "records") == before
 
 
+def test_a_target_may_be_allowed_by_its_full_name():
+    config, source = {"model": {"_target_": "torch.os.getcwd"}}, Path("config.yaml")
+    check_targets(config, source, Trust(["torch"], (), ["torch.os.getcwd"]), get_object)
+    with pytest.raises(ConfigurationError, match="at model"):
+        check_targets(config, source, Trust(["torch"], (), ["torch.os.getcw"]), get_object)
+
+
+@pytest.mark.parametrize("text", ["", "- model", "model: {}", "model: ["])
+def test_a_configuration_that_is_damaged_is_named(text, here, rows, capsys):
+    (here / "records/digits/config.yaml").write_text(text)
+    assert main(["unlearn", "record=records/digits", forget(here, rows.ids[:1])]) == 1
+    said = capsys.readouterr().err
+    assert "records/digits/config.yaml" in said and "Traceback" not in said
+
+
 OWN = """
 from pathlib import Path
+from pybrush.errors import TrainingError
 from lightning.pytorch import Callback
 from pybrush_lightning.models import MLP
 
@@ -271,6 +304,8 @@ class Interruption(Callback):
     def on_train_epoch_end(self, trainer, pl_module):
         if Path("stop").exists():
             raise KeyboardInterrupt
+        if Path("fail").exists():
+            raise TrainingError("the disk is full of bees")
 """
 
 
@@ -284,6 +319,7 @@ def test_an_interrupted_training_or_request_goes_on_when_it_is_run_again(tmp_pat
     try:
         assert main([*TINY, *own]) == 130
         assert "same command goes on" in capsys.readouterr().err
+        assert (tmp_path / "records/digits/config.yaml").is_file()
         assert main(["verify", "record=records/digits"]) == 2
         (tmp_path / "stop").unlink()
         assert main([*TINY, *own]) == 0
@@ -295,7 +331,11 @@ def test_an_interrupted_training_or_request_goes_on_when_it_is_run_again(tmp_pat
         assert main([*request, "allow=[own_code]"]) == 130
         assert "Request 1" in capsys.readouterr().err
         assert main(["verify", "record=records/digits"]) == 2
-        (tmp_path / "stop").unlink()
+        (tmp_path / "stop").rename(tmp_path / "fail")
+        assert main([*request, "allow=[own_code]"]) == 1
+        said = capsys.readouterr().err
+        assert "full of bees" in said and "stays pending" in said and "Traceback" not in said
+        (tmp_path / "fail").unlink()
         assert main([*request, "allow=[own_code.make,own_code.Interruption]"]) == 0
         assert main(["verify", "record=records/digits"]) == 0
     finally:
@@ -309,6 +349,27 @@ def test_a_training_that_is_refused_leaves_the_configuration_of_the_record(here,
     assert snapshot(here / "records") == before
     assert main([*TINY, "trainer.log_every_n_steps=7"]) == 0  # of no consequence, and stored once the fit was accepted
     assert OmegaConf.load(here / "records/digits/config.yaml").trainer.log_every_n_steps == 7
+
+
+def test_the_seed_decides_the_initial_weights(here):
+    assert main([*TINY, "callbacks.sisa.record=again"]) == 0
+    assert main([*TINY, "callbacks.sisa.record=other", "seed=1"]) == 0
+    plans = [Record.open(folder).plan for folder in ("records/digits", "again", "other")]
+    assert plans[0].initial_digest == plans[1].initial_digest != plans[2].initial_digest
+    assert [plan.seed for plan in plans] == [0, 0, 1]
+
+
+def test_a_record_that_names_samples_by_content_takes_people_and_rows(here, rows, capsys):
+    words = ["unlearn", "record=content", "dry_run=true"]
+    assert main([*TINY, "callbacks.sisa.record=content", "callbacks.sisa.ids=content"]) == 0
+    assert main([*words, forget(here, rows.ids[:1])]) == 1
+    assert "forget.kind=subjects" in capsys.readouterr().err
+    assert main([*words, "forget.kind=subjects", forget(here, rows.subjects[:1])]) == 0
+    assert main([*words, "forget.kind=rows", forget(here, [0])]) == 0
+    (here / "content/config.yaml").unlink()
+    capsys.readouterr()
+    assert main([*words, forget(here, rows.ids[:1])]) == 1
+    assert "trainer.unlearn(forget=forget" in capsys.readouterr().err
 
 
 def test_a_trial_run_records_nothing(tmp_path, monkeypatch, capsys):

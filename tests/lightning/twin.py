@@ -5,6 +5,8 @@ data from which the rows were physically taken, with the initial state of a file
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -25,6 +27,22 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from pybrush_lightning import SISA
 
 KEY, SEED, ROWS = bytes(range(32)), 5, 44
+
+
+class Killer:
+    """Kills this process in a training step, where one is set."""
+
+    def __init__(self):
+        self.at = None
+
+    def step(self):
+        if self.at is not None:
+            self.at -= 1
+            if self.at == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILL = Killer()
 
 
 class Rows(Dataset):
@@ -75,6 +93,7 @@ class Body:
         return self.net(x)
 
     def training_step(self, batch, index):
+        KILL.step()
         x, y = batch
         loss = nn.functional.cross_entropy(self(x), y)
         self.log("loss", loss)
@@ -220,6 +239,7 @@ class Case:
 CASES = {
     "momentum": Case(),
     "adam": Case(lambda: Net("adam"), slices=3),
+    "whole": Case(shards=1, slices=1),
     "one shard": Case(shards=1, slices=3),
     "accumulation": Case(trainer={"accumulate_grad_batches": 2}),
     "clipping": Case(trainer={"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}),
@@ -327,7 +347,20 @@ def unlearn_elsewhere(name, folder, gone, already=(), settings=(), loader=(), as
     return {**after, "current_epoch": trainer.current_epoch, "forgotten": result.forgotten}
 
 
-JOBS = {"fit": fit_without, "unlearn": unlearn_elsewhere}
+def killed(job, at, **order):
+    """Do a job in a fork that is killed in its n-th training step; say whether it was."""
+    child = os.fork()
+    if child == 0:
+        KILL.at = at
+        try:
+            JOBS[job](**order)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+JOBS = {"fit": fit_without, "unlearn": unlearn_elsewhere, "killed": killed}
 
 
 class FreshProcess:
@@ -336,7 +369,7 @@ class FreshProcess:
     def __init__(self):
         self.process = None
 
-    def ask(self, job, **order):
+    def ask(self, job, /, **order):
         """Have a job done there and return its answer; fails with the traceback of there."""
         if self.process is None:
             command = [sys.executable, "-m", "tests.lightning.twin"]
@@ -344,7 +377,7 @@ class FreshProcess:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root
             )
-        self.process.stdin.write(json.dumps({"job": job, **order}, default=str).encode() + b"\n")
+        self.process.stdin.write(json.dumps({"do": job, **order}, default=str).encode() + b"\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         answer = json.loads(line or b'{"error": "the process died"}')
@@ -364,7 +397,7 @@ def serve():
     for line in sys.stdin:
         try:
             order = json.loads(line)
-            answer = {"value": JOBS[order.pop("job")](**order)}
+            answer = {"value": JOBS[order.pop("do")](**order)}
         except Exception:  # noqa: BLE001 (whatever it is, the test has to see it)
             answer = {"error": traceback.format_exc()}
         answers_to.write(json.dumps(answer) + "\n")

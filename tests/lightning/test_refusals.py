@@ -1,0 +1,553 @@
+"""What SISA in Lightning does not train exactly is refused, all at once and before anything is touched."""
+
+import re
+import shutil
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch import callbacks as library
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.optim import lr_scheduler as rates
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, WeightedRandomSampler
+
+from pybrush.errors import (
+    ConfigurationError,
+    FingerprintError,
+    ForgetError,
+    GuaranteeError,
+    PyBrushError,
+    RecordError,
+    UnknownSamplesError,
+    UnsupportedError,
+)
+from pybrush.guarantee import Budget
+from pybrush.record import Record
+from pybrush_lightning import SISA, unlearn
+from tests.lightning.test_bitwise import fitted
+from tests.lightning.twin import CASES, KEY, Case, Net, Rows, Validated, data_for, trainer_for
+
+ROWS = Rows()
+
+
+def loader(rows=ROWS, **settings):
+    return DataLoader(rows, **({"batch_size": 5, "shuffle": True} | settings))
+
+
+def leftovers(trainer):
+    """Return the names of everything that is patched onto a trainer for the length of a fit."""
+    loop = trainer.fit_loop
+    patched = {"run"} & (vars(loop).keys() | vars(loop.epoch_loop.val_loop).keys())
+    return patched | ({"resume_start"} & vars(trainer._checkpoint_connector).keys())
+
+
+# Settings
+
+
+class Manual(Net):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class BringsCallbacks(Net):
+    def configure_callbacks(self):
+        return [library.LambdaCallback()]
+
+
+SETTINGS = {
+    "max_steps": {"max_steps": 5},
+    "min_steps": {"min_steps": 5},
+    "min_epochs": {"min_epochs": 1},
+    "max_epochs": {"max_epochs": -1},
+    "max_time": {"max_time": {"hours": 1}},
+    "limit_train_batches=1": {"limit_train_batches": 1},
+    "limit_train_batches=0.5": {"limit_train_batches": 0.5},
+    "overfit_batches": {"overfit_batches": 2},
+    "reload_dataloaders_every_n_epochs": {"reload_dataloaders_every_n_epochs": 1},
+    "64-true": {"precision": "64-true"},
+    "bf16-true": {"precision": "bf16-true"},
+    "GradientAccumulationScheduler": {"callbacks": [library.GradientAccumulationScheduler({0: 2})]},
+    "StochasticWeightAveraging": {"callbacks": [library.StochasticWeightAveraging(0.1)]},
+    "EMAWeightAveraging": {"callbacks": [library.EMAWeightAveraging()]},
+    "BackboneFinetuning": {"callbacks": [library.BackboneFinetuning()]},
+    "ModelPruning": {"callbacks": [library.ModelPruning("l1_unstructured")]},
+    "LearningRateFinder": {"callbacks": [library.LearningRateFinder()]},
+    "BatchSizeFinder": {"callbacks": [library.BatchSizeFinder()]},
+    "OnExceptionCheckpoint": {"callbacks": [library.OnExceptionCheckpoint("nowhere")]},
+    "EarlyStopping": {"callbacks": [library.EarlyStopping("loss")]},
+    "two SISA": {"callbacks": [SISA(1, 2, record="elsewhere", key=KEY)]},
+}
+"""Every setting does what its name says, in a trainer with two slices."""
+
+
+@pytest.mark.filterwarnings("ignore:.*was called without a model", "ignore:.*there is no last checkpoint")
+@pytest.mark.filterwarnings("ignore:You are using `LearningRateFinder`", "ignore:.*overfit_batches")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_cannot_be_trained_exactly_is_refused_before_a_record_is_made(name, tmp_path):
+    trainer = trainer_for(CASES["momentum"], tmp_path, **SETTINGS[name])
+    with pytest.raises(UnsupportedError, match=name):
+        trainer.fit(Net(), loader())
+    assert not (tmp_path / "record").exists()
+    assert leftovers(trainer) == set()
+
+
+@pytest.mark.parametrize(("module", "match"), [(Manual, "manual optim"), (BringsCallbacks, "configure_callbacks")])
+def test_a_module_that_cannot_be_trained_exactly_is_refused(module, match, tmp_path):
+    with pytest.raises(UnsupportedError, match=match):
+        trainer_for(CASES["momentum"], tmp_path).fit(module(), loader())
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(ROWS)
+
+
+class OwnLoader(DataLoader):
+    pass
+
+
+LOADERS = {
+    "OwnLoader": lambda: OwnLoader(ROWS, batch_size=5),
+    "list": lambda: [loader(), loader()],
+    "dict": lambda: {"a": loader()},
+    "CombinedLoader": lambda: lightning.pytorch.utilities.CombinedLoader([loader()]),
+    "IterableDataset": lambda: DataLoader(Endless(), batch_size=5),
+    "batch_size=None": lambda: DataLoader(ROWS, batch_size=None),
+    "batch_sampler": lambda: DataLoader(ROWS, batch_sampler=OwnBatches(SequentialSampler(ROWS), 5, False)),
+    "RandomSampler": lambda: DataLoader(ROWS, batch_size=5, sampler=RandomSampler(ROWS, replacement=True)),
+    "RandomSampler: pass": lambda: DataLoader(ROWS, batch_size=5, sampler=RandomSampler(ROWS, num_samples=10)),
+    "WeightedRandomSampler": lambda: DataLoader(ROWS, batch_size=5, sampler=WeightedRandomSampler([1.0] * 44, 44)),
+    "SequentialSampler": lambda: DataLoader(ROWS, batch_size=5, sampler=SequentialSampler(range(10))),
+}
+
+
+class OwnBatches(torch.utils.data.BatchSampler):
+    pass
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("given_by", ["hand", "the module"])
+def test_a_loader_whose_rows_cannot_be_picked_is_refused(kind, given_by, tmp_path):
+    class Bringing(Net):
+        def train_dataloader(self):
+            return LOADERS[kind]()
+
+    trainer = trainer_for(CASES["momentum"], tmp_path)
+    with pytest.raises(UnsupportedError, match=re.escape(kind)):
+        trainer.fit(*((Net(), LOADERS[kind]()) if given_by == "hand" else (Bringing(),)))
+    assert not (tmp_path / "record").exists()
+    assert leftovers(trainer) == set()
+
+
+def test_all_refusals_come_in_one_message(tmp_path):
+    trainer = trainer_for(
+        CASES["momentum"], tmp_path, max_steps=7, limit_train_batches=0.5, callbacks=[library.EarlyStopping("loss")]
+    )
+    with pytest.raises(UnsupportedError) as caught:
+        trainer.fit(BringsCallbacks(), OwnLoader(ROWS, batch_size=5))
+    text = str(caught.value)
+    assert text.startswith("SISA cannot train this exactly; change 5 settings:")
+    named = ("max_steps", "limit_train_batches", "EarlyStopping", "configure_callbacks", "OwnLoader")
+    assert all(f"\n  - {name}" in text for name in named)
+
+
+def test_a_request_refuses_the_same_before_it_is_accepted(tmp_path):
+    fitted("momentum", tmp_path)
+    trainer = trainer_for(CASES["momentum"], tmp_path, limit_train_batches=0.5)
+    with pytest.raises(UnsupportedError, match="change 2 settings"):
+        trainer.unlearn(rows=[3], model=Net(), train_dataloaders=OwnLoader(ROWS, batch_size=5))
+    assert Record.open(tmp_path / "record", KEY).requests == ()
+
+
+def test_a_parameter_without_a_shape_is_refused(tmp_path):
+    class Lazy(Net):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.LazyLinear(3)
+
+    with pytest.raises(UnsupportedError, match=r"net\.weight has no shape"):
+        trainer_for(CASES["momentum"], tmp_path).fit(Lazy(), loader())
+
+
+# Schedulers
+
+
+class Scheduled(Net):
+    def __init__(self, make, **config):
+        super().__init__()
+        self.make, self.config, self.read = make, config, []
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        self.read.append(self.trainer.max_epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make(optimizer, self), **self.config}}
+
+
+def cosine(epochs):
+    return lambda optimizer, module: rates.CosineAnnealingLR(optimizer, epochs or module.trainer.max_epochs)
+
+
+def one_cycle(optimizer, module):
+    return rates.OneCycleLR(optimizer, 0.1, total_steps=3)
+
+
+def warm(optimizer, module):
+    return rates.CosineAnnealingWarmRestarts(optimizer, 3, eta_min=0.01)
+
+
+def plateau(optimizer, module):
+    return rates.ReduceLROnPlateau(optimizer)
+
+
+BAD_SCHEDULERS = {
+    "every step": (cosine(None), {"interval": "step"}, "steps every batch"),
+    "plateau every step": (plateau, {"interval": "step", "monitor": "loss"}, "steps every batch"),
+    "too short a cycle": (one_cycle, {}, "raises within 4 epochs"),
+    "down to zero": (cosine(2), {}, "rate of zero"),
+    "up again": (warm, {}, "raises its rate again"),
+}
+GOOD_SCHEDULERS = {
+    "the horizon's cosine": (cosine(None), {}),
+    "steps": (lambda o, _: rates.StepLR(o, 1, 0.5), {}),
+    "warm-up, then down": (
+        lambda o, _: rates.SequentialLR(o, [rates.LinearLR(o, 0.1, 1.0, 2), rates.ExponentialLR(o, 0.5)], [2]), {}
+    ),
+    "every second epoch, a cosine of two": (cosine(2), {"frequency": 2}),
+    "plateau": (plateau, {"monitor": "loss"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_SCHEDULERS)
+def test_a_scheduler_that_cannot_be_cut_into_slices_is_refused(kind, tmp_path):
+    make, config, match = BAD_SCHEDULERS[kind]
+    with pytest.raises(UnsupportedError, match=f"{match}(.|\n)*slices=1"):
+        trainer_for(Case(epochs=3), tmp_path).fit(Scheduled(make, **config), loader())
+    assert not (tmp_path / "record" / "ledger.sqlite").exists()
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")
+@pytest.mark.parametrize("kind", GOOD_SCHEDULERS)
+def test_a_scheduler_that_can_be_cut_runs_through_the_horizon_as_in_one_piece(kind, tmp_path):
+    make, config = GOOD_SCHEDULERS[kind]
+
+    class Noting(Scheduled):
+        def on_train_epoch_end(self):
+            seen.append((self.trainer.current_epoch, self.trainer.optimizers[0].param_groups[0]["lr"]))
+
+    seen = []
+    trainer_for(Case(epochs=3, shards=1), tmp_path).fit(Noting(make, **config), loader())
+    module = Scheduled(make, **config)
+    module.trainer = lightning.Trainer(max_epochs=4, accelerator="cpu", logger=False)
+    scheduler = module.configure_optimizers()["lr_scheduler"]["scheduler"]
+    expected = [scheduler.optimizer.param_groups[0]["lr"]]
+    for epoch in range(1, 4):
+        if epoch % config.get("frequency", 1) == 0 and kind != "plateau":
+            scheduler.optimizer.step()
+            scheduler.step()
+        expected.append(scheduler.optimizer.param_groups[0]["lr"])
+    assert seen == list(enumerate(expected))
+
+
+def test_with_one_slice_every_scheduler_goes(tmp_path):
+    for number, (make, config, _) in enumerate(BAD_SCHEDULERS.values()):
+        case = Case(epochs=3, slices=1, shards=1)
+        if make not in (one_cycle, plateau):
+            trainer_for(case, tmp_path / str(number)).fit(Scheduled(make, **config), loader())
+
+
+# Checkpoints and trial runs
+
+
+def test_a_fit_from_a_checkpoint_is_refused_before_it_is_read(tmp_path):
+    module = Net()
+    plain = lightning.Trainer(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", logger=False)
+    plain.fit(module, loader())
+    saved = plain.checkpoint_callback.best_model_path
+    stop = library.EarlyStopping("loss", patience=5)
+    trainer = trainer_for(CASES["whole"], tmp_path, callbacks=[stop])
+    fresh = Net()
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    with pytest.raises(UnsupportedError, match="ckpt_path"):
+        trainer.fit(fresh, loader(), ckpt_path=saved)
+    assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())
+    assert not (tmp_path / "record").exists()
+    assert leftovers(trainer) == set()
+
+
+def test_a_checkpoint_that_an_interrupted_call_left_in_the_trainer_is_not_loaded(tmp_path):
+    trainer = trainer_for(CASES["momentum"], tmp_path)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in Net().state_dict().items()}
+    trainer._checkpoint_connector._loaded_checkpoint = {"state_dict": zeros, "pytorch-lightning_version": "2.6.0"}
+    module = Net()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    trainer.fit(module, loader())
+    record = Record.open(tmp_path / "record", KEY)
+    initial = record.store.load("initial")[0]["module"]["parameters"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in initial.items())
+
+
+def test_fast_dev_run_touches_no_record(tmp_path):
+    trainer = trainer_for(CASES["momentum"], tmp_path, fast_dev_run=True)
+    module = Net()
+    trainer.fit(module, loader())
+    trainer.test(module, loader(shuffle=False), verbose=False)
+    assert not (tmp_path / "record").exists()
+    fitted("momentum", tmp_path)
+    with pytest.raises(UnsupportedError, match="fast_dev_run"):
+        trainer.unlearn(rows=[3], model=module, train_dataloaders=loader())
+    assert Record.open(tmp_path / "record", KEY).requests == ()
+
+
+# The call itself
+
+
+def test_unlearn_needs_one_sisa_callback_a_record_a_module_and_data(tmp_path):
+    plain = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ConfigurationError, match="one SISA callback"):
+        plain.unlearn(rows=[1])
+    trainer = trainer_for(CASES["momentum"], tmp_path)
+    with pytest.raises(ConfigurationError, match="model="):
+        trainer.unlearn(rows=[1])
+    with pytest.raises(RecordError, match="no record"):
+        trainer.unlearn(rows=[1], model=Net(), train_dataloaders=loader())
+    fitted("momentum", tmp_path)
+    with pytest.raises(ConfigurationError, match="train_dataloaders="):
+        trainer.unlearn(rows=[1], model=Net())
+    with pytest.raises(ConfigurationError, match="not both"):
+        trainer.unlearn(rows=[1], model=Net(), train_dataloaders=loader(), datamodule=object())
+    assert unlearn(trainer, rows=[1], model=Net(), train_dataloaders=loader()).forgotten == 1
+
+
+ASKED = {
+    "retain": ({"retain": ROWS}, UnsupportedError),
+    "audit": ({"audit": "cheap"}, UnsupportedError),
+    "purge": ({"purge": "list"}, UnsupportedError),
+    "accept_changes": ({"accept_changes": ("source:Net",)}, UnsupportedError),
+    "rebuild_all": ({"rebuild_all": True}, UnsupportedError),
+    "scrub": ({"method": "scrub"}, GuaranteeError),
+    "certified": ({"guarantee": "certified"}, GuaranteeError),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_this_version_does_not_have_is_said_by_name(name, tmp_path):
+    ask, error = ASKED[name]
+    with pytest.raises(error, match=name):
+        trainer_for(CASES["momentum"], tmp_path).unlearn(rows=[1], **ask)
+
+
+def test_an_exact_rebuild_meets_a_budget(tmp_path):
+    trainer, _ = fitted("momentum", tmp_path)
+    result = trainer.unlearn(rows=[3], guarantee=Budget(1.0, 1e-5))
+    assert type(result.guarantee).__name__ == "Exact"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"shards": 0},
+        {"slices": 1.5},
+        {"seed": -1},
+        {"outputs": "logit"},
+        {"aggregate": "median"},
+        {"content": "maybe"},
+        {"content": "off"},
+        {"rebuild_all": True},
+        {"aggregate_step": print},
+    ],
+    ids=str,
+)
+def test_arguments_of_sisa_that_cannot_work_are_refused(arguments, tmp_path):
+    with pytest.raises(PyBrushError):
+        trainer_for(CASES["momentum"], tmp_path, sisa=arguments).fit(Net(), loader())
+
+
+# Before acceptance nothing of Lightning runs
+
+
+class Listening(library.Callback):
+    """Notes every hook that is called on it."""
+
+    def __init__(self):
+        self.heard = []
+
+
+def _noting(name):
+    def hook(self, *_, **__):
+        self.heard.append(name)
+
+    return hook
+
+
+for _name in [name for name in dir(library.Callback) if name.startswith("on_") or name in ("setup", "teardown")]:
+    setattr(Listening, _name, _noting(_name))
+
+
+@pytest.mark.parametrize(
+    ("ask", "error"),
+    [
+        ({"ids": ["nobody-knows-this-one"]}, UnknownSamplesError),
+        ({"rows": [99]}, ForgetError),
+        ({"forget": Rows(range(44))}, ForgetError),
+        ({"rows": range(44)}, ForgetError),
+    ],
+    ids=["an unknown id", "a row too far", "an empty set", "all rows"],
+)
+def test_before_a_request_is_accepted_no_hook_no_logger_and_no_checkpoint_fires(ask, error, tmp_path):
+    listening = Listening()
+    saving = library.ModelCheckpoint(tmp_path / "saved", save_on_exception=True)
+    logger = CSVLogger(tmp_path / "logs")
+    case = Case(sisa={"ids": "names"}, callbacks=(lambda: listening,))
+    first = trainer_for(case, tmp_path, enable_checkpointing=True, callbacks=[saving])
+    first.fit(Net(), loader())
+    listening.heard.clear()
+    shutil.rmtree(tmp_path / "saved")
+    trainer = trainer_for(case, tmp_path, enable_checkpointing=True, callbacks=[saving], logger=logger)
+    with pytest.raises(error):
+        trainer.unlearn(model=Net(), train_dataloaders=loader(), **ask)
+    assert listening.heard == []
+    assert not (tmp_path / "saved").exists() and not Path(logger.log_dir).exists()
+    assert Record.open(tmp_path / "record", KEY).requests == ()
+
+
+# The fingerprint
+
+
+def renamed(**changes):
+    """Return a class called Net whose source differs."""
+
+    class Net(lightning.LightningModule):
+        forward, training_step = globals()["Net"].forward, globals()["Net"].training_step
+        configure_optimizers, make_scheduler = Base.configure_optimizers, Base.make_scheduler
+        __init__ = Base.__init__
+
+    return Net
+
+
+class Base(Net):
+    """The module that was fitted."""
+
+    def __init__(self, rate=0.1, activation=None, loss=nn.functional.cross_entropy):
+        super().__init__()
+        self.save_hyperparameters("rate")
+        self.net[2] = activation or nn.ReLU()
+        self.loss, self.rate = loss, rate
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.rate, momentum=FIXED["momentum"])
+        return {"optimizer": optimizer, "lr_scheduler": rates.StepLR(optimizer, FIXED["every"])}
+
+
+FIXED = {"momentum": 0.9, "every": 3}
+
+
+class Other(Base):
+    """Another class."""
+
+
+def halves(batch):
+    return torch.utils.data.default_collate([(x / 2, y) for x, y in batch])
+
+
+class OtherRows(Rows):
+    """The same rows from another class."""
+
+
+CHANGES = {
+    "hyperparameters.rate": {"module": lambda: Base(rate=0.2)},
+    "parts.net.2": {"module": lambda: Base(activation=nn.Tanh())},
+    "parts.loss": {"module": lambda: Base(loss=nn.functional.nll_loss)},
+    "source.Other": {"module": Other},
+    "source.collate_fn": {"loader": {"collate_fn": halves}},
+    "source.OtherRows": {"rows": OtherRows},
+    "optimization.optimizers": {"fixed": {"momentum": 0.8}},
+    "optimization.schedulers": {"fixed": {"every": 2}},
+    "loader.drop_last": {"loader": {"drop_last": True}},
+    "plan.order": {"loader": {"shuffle": False}},
+    "callbacks": {"trainer": {"callbacks": [library.LambdaCallback()]}},
+    "trainer.precision": {"trainer": {"precision": "bf16-mixed"}},
+    "plan.seed": {"sisa": {"seed": 6}},
+    "plan.shards": {"sisa": {"shards": 3}},
+    "plan.slices": {"sisa": {"slices": 1}},
+    "plan.naming": {"sisa": {"ids": "names"}},
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The folder of a record of Base."""
+    folder = tmp_path_factory.mktemp("recorded")
+    trainer_for(CASES["momentum"], folder).fit(Base(), loader())
+    return folder
+
+
+@pytest.mark.parametrize("field", CHANGES)
+@pytest.mark.parametrize("call", ["fit", "unlearn"])
+def test_a_training_that_differs_is_refused_and_the_field_is_named(field, call, recorded, tmp_path, monkeypatch):
+    change = CHANGES[field]
+    shutil.copytree(recorded / "record", tmp_path / "record")
+    for name, value in change.get("fixed", {}).items():
+        monkeypatch.setitem(FIXED, name, value)
+    trainer = trainer_for(CASES["momentum"], tmp_path, sisa=change.get("sisa", {}), **change.get("trainer", {}))
+    module = change.get("module", Base)()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    data = loader(change.get("rows", Rows)(), **change.get("loader", {}))
+    with pytest.raises(FingerprintError, match=rf"\n  {re.escape(field)}"):
+        if call == "fit":
+            trainer.fit(module, data)
+        else:
+            trainer.unlearn(rows=[3], model=module, train_dataloaders=data)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert leftovers(trainer) == set()
+    assert Record.open(tmp_path / "record", KEY).requests == ()
+
+
+@pytest.mark.parametrize("field", ["loader.batch_size", "plan.epochs_per_slice", "trainer.accumulate_grad_batches"])
+def test_a_fit_with_other_numbers_is_refused_where_a_request_takes_the_records(field, recorded, tmp_path):
+    shutil.copytree(recorded / "record", tmp_path / "record")
+    changes = {
+        "loader.batch_size": ({}, {"batch_size": 7}),
+        "plan.epochs_per_slice": ({"max_epochs": 9}, {}),
+        "trainer.accumulate_grad_batches": ({"accumulate_grad_batches": 3}, {}),
+    }
+    trainer_settings, loader_settings = changes[field]
+    trainer = trainer_for(CASES["momentum"], tmp_path, **trainer_settings)
+    with pytest.raises(FingerprintError, match=rf"\n  {re.escape(field)}"):
+        trainer.fit(Base(), loader(**loader_settings))
+    result = trainer.unlearn(rows=[3], model=Base(), train_dataloaders=loader(**loader_settings))
+    assert result.forgotten == 1
+
+
+def test_validation_data_counts_where_something_monitors_it(tmp_path):
+    trainer, _ = fitted("plateau", tmp_path)
+    case = CASES["plateau"]
+    later, data = trainer_for(case, tmp_path), data_for(case)
+    changed = {**data, "val_dataloaders": DataLoader(Rows(rows=12, seed=8), batch_size=5)}
+    with pytest.raises(FingerprintError, match=r"validation\.data"):
+        later.unlearn(rows=[3], model=Validated(scheduler="plateau"), **changed)
+    more_often = trainer_for(case, tmp_path, val_check_interval=0.5)
+    with pytest.raises(FingerprintError, match=r"validation\.val_check_interval"):
+        more_often.unlearn(rows=[3], model=Validated(scheduler="plateau"), **data)
+    assert trainer.unlearn(rows=[3]).forgotten == 1
+
+
+def test_an_early_stop_of_another_name_still_makes_validation_data_count(tmp_path):
+    class Stops(library.EarlyStopping):
+        """By another name."""
+
+    case = Case(Validated, slices=1, validation=True, callbacks=(lambda: Stops("val_loss"),))
+    trainer = trainer_for(case, tmp_path)
+    trainer.fit(Validated(), **data_for(case))
+    assert "validation" in Record.open(tmp_path / "record", KEY).plan.semantic
+
+
+def test_callbacks_that_only_look_on_may_come_and_go(recorded, tmp_path):
+    shutil.copytree(recorded / "record", tmp_path / "record")
+    watching = [library.LearningRateMonitor(), library.ModelSummary(), library.TQDMProgressBar()]
+    trainer = trainer_for(CASES["momentum"], tmp_path, callbacks=watching, logger=CSVLogger(tmp_path))
+    assert trainer.unlearn(rows=[3], model=Base(), train_dataloaders=loader()).forgotten == 1
+    without = trainer_for(CASES["momentum"], tmp_path)
+    assert without.unlearn(rows=[5], model=Base(), train_dataloaders=loader()).forgotten == 1
