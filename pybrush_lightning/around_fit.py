@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
-from pybrush_lightning import _private, checkpoints, state
+from pybrush_lightning import checkpoints, state
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -51,14 +51,13 @@ class Before:
     module: state.Tree
     callbacks: state.Tree
     checkpoints: list[dict[str, Any]]
-    optimization: Optimization
     mark: Mark | None
 
     @classmethod
-    def of(cls, trainer: Trainer, module: LightningModule, optimization: Optimization, mark: Mark | None) -> Before:
+    def of(cls, trainer: Trainer, module: LightningModule, mark: Mark | None) -> Before:
         """Take note of everything that stages will change."""
         held = state.read_module(module), state.read_callbacks(trainer, module), checkpoints.snapshot(trainer)
-        return cls(*held, optimization, mark)
+        return cls(*held, mark)
 
     def write(self, trainer: Trainer, module: LightningModule) -> None:
         """Put module and callbacks back."""
@@ -69,7 +68,6 @@ class Before:
         """Put everything back."""
         self.write(trainer, module)
         checkpoints.put_back(trainer, self.checkpoints)
-        _private.connect_optimization(trainer, *self.optimization)
 
 
 def given_to(module: LightningModule, train: Any, validation: Any) -> Given:

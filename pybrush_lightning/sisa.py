@@ -102,7 +102,7 @@ class SISA(_private.CallbackBase):
         self.job: Callable[[], Any] | None = None
         self._opened: tuple[int, Record] | None = None
         self._stack = ExitStack()
-        self._connected: Optimization = [], []
+        self._connected: Optimization | None = None
         self._before: Before | None = None
         self._calls: evaluation.Calls | None = None
         self._meter: Meter | None = None
@@ -135,10 +135,10 @@ class SISA(_private.CallbackBase):
         loop.max_epochs = slices * epochs_per_slice(epochs, slices)
         self._stack.callback(setattr, loop, "max_epochs", epochs)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the initial state before the sanity check."""
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the initial state before the sanity check moves it, and after every on_fit_start."""
         if not _private.is_trial_run(trainer):
-            self._before = Before.of(trainer, pl_module, self._connected, self._mark)
+            self._before = Before.of(trainer, pl_module, self._mark)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Sum the learning rate over the steps of a stage."""
@@ -150,9 +150,12 @@ class SISA(_private.CallbackBase):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo what `setup` did, and what an unfinished fit did to the user's objects."""
         self._close()
+        if self._connected is not None:
+            _private.connect_optimization(trainer, *self._connected)
         if self._before is not None:
             self._before.put_back(trainer, pl_module)
-            self._mark, self._before = self._before.mark, None
+            self._mark = self._before.mark
+        self._before = self._connected = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Undo what `setup` did."""
@@ -274,19 +277,20 @@ class SISA(_private.CallbackBase):
 
     def _run(self, trainer: Trainer, module: LightningModule, epochs: int) -> None:
         """Stand in for the fit loop's run: build stages, for a fit or for a request."""
+        if self._before is None:  # there was no sanity check
+            self._before = Before.of(trainer, module, self._mark)
         if self.job is not None:
             self.job()
         else:
+            self._before.write(trainer, module)  # the sanity check may have moved buffers
             self._fit(trainer, module, epochs)
-        self._before = None
+        self._before = self._connected = None
 
     def _fit(self, trainer: Trainer, module: LightningModule, epochs: int) -> None:
         source, loop = _private.train_source(trainer), trainer.fit_loop
         plan = loader_plan(source.dataloader())
         validation = _private.validation_source(trainer)
         learner = self.learner(trainer, module, plan, epochs, loaders_of(validation))
-        if self._before is not None:
-            self._before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
         fitted = forget.fit(
             self.record, self.wish(epochs, plan), learner, plan, lambda namer: self.naming.roster(plan.dataset, namer)

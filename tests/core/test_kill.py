@@ -324,6 +324,23 @@ def test_a_cancellation_killed_at_any_step_and_made_again_leaves_the_record_as_b
             assert [request.state for request in record.requests] == ["cancelled"]
 
 
+def test_a_stage_whose_removal_was_cut_short_is_built_again_when_it_is_wanted_again(scratch, monkeypatch):
+    case = id_case()
+    base, twin = with_twins(case, scratch)
+    for _, stopped in kill_points(base, case.serve, scratch, ["before commit commit"]):
+        folder = shutil.copytree(stopped, scratch / "pending")
+
+    def removed_in_part(path):
+        next(path.iterdir()).unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pybrush.record.files.shutil", SimpleNamespace(rmtree=removed_in_part))
+        assert status_of(fork(partial(cancel, folder))) == signal.SIGKILL
+    case.serve(folder)
+    assert_finished(folder, twin, case.gone)
+
+
 def cancel(folder):
     with closing(Record.open(folder, KEY)) as record:
         record.cancel(1)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -27,7 +28,7 @@ from pybrush.guarantee import Budget
 from pybrush.record import Record
 from pybrush_lightning import SISA, unlearn
 from tests.lightning.test_bitwise import fitted
-from tests.lightning.twin import CASES, KEY, Case, Net, Rows, Validated, data_for, trainer_for
+from tests.lightning.twin import CASES, KEY, Case, Net, Rows, Validated, WithLoader, data_for, trainer_for
 
 ROWS = Rows()
 
@@ -57,6 +58,12 @@ class BringsCallbacks(Net):
         return [library.LambdaCallback()]
 
 
+class Sized(WithLoader):
+    """Has what the batch size finder looks for."""
+
+    batch_size = 5
+
+
 SETTINGS = {
     "max_steps": {"max_steps": 5},
     "min_steps": {"min_steps": 5},
@@ -76,7 +83,10 @@ SETTINGS = {
     "ModelPruning": {"callbacks": [library.ModelPruning("l1_unstructured")]},
     "LearningRateFinder": {"callbacks": [library.LearningRateFinder()]},
     "BatchSizeFinder": {"callbacks": [library.BatchSizeFinder()]},
-    "OnExceptionCheckpoint": {"callbacks": [library.OnExceptionCheckpoint("nowhere")]},
+    "OnExceptionCheckpoint": {
+        "callbacks": [library.OnExceptionCheckpoint("nowhere")],
+        "enable_checkpointing": True,
+    },
     "EarlyStopping": {"callbacks": [library.EarlyStopping("loss")]},
     "two SISA": {"callbacks": [SISA(1, 2, record="elsewhere", key=KEY)]},
 }
@@ -89,7 +99,7 @@ SETTINGS = {
 def test_a_setting_that_cannot_be_trained_exactly_is_refused_before_a_record_is_made(name, tmp_path):
     trainer = trainer_for(CASES["momentum"], tmp_path, **SETTINGS[name])
     with pytest.raises(UnsupportedError, match=name):
-        trainer.fit(Net(), loader())
+        trainer.fit(Sized(Rows))
     assert not (tmp_path / "record").exists()
     assert leftovers(trainer) == set()
 
@@ -191,7 +201,7 @@ def cosine(epochs):
 
 
 def one_cycle(optimizer, module):
-    return rates.OneCycleLR(optimizer, 0.1, total_steps=3)
+    return rates.OneCycleLR(optimizer, 0.1, total_steps=2)
 
 
 def warm(optimizer, module):
@@ -220,6 +230,7 @@ GOOD_SCHEDULERS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using")
 @pytest.mark.parametrize("kind", BAD_SCHEDULERS)
 def test_a_scheduler_that_cannot_be_cut_into_slices_is_refused(kind, tmp_path):
     make, config, match = BAD_SCHEDULERS[kind]
@@ -234,7 +245,7 @@ def test_a_scheduler_that_can_be_cut_runs_through_the_horizon_as_in_one_piece(ki
     make, config = GOOD_SCHEDULERS[kind]
 
     class Noting(Scheduled):
-        def on_train_epoch_end(self):
+        def on_train_epoch_start(self):
             seen.append((self.trainer.current_epoch, self.trainer.optimizers[0].param_groups[0]["lr"]))
 
     seen = []
@@ -416,17 +427,6 @@ def test_before_a_request_is_accepted_no_hook_no_logger_and_no_checkpoint_fires(
 # The fingerprint
 
 
-def renamed(**changes):
-    """Return a class called Net whose source differs."""
-
-    class Net(lightning.LightningModule):
-        forward, training_step = globals()["Net"].forward, globals()["Net"].training_step
-        configure_optimizers, make_scheduler = Base.configure_optimizers, Base.make_scheduler
-        __init__ = Base.__init__
-
-    return Net
-
-
 class Base(Net):
     """The module that was fitted."""
 
@@ -495,11 +495,9 @@ def test_a_training_that_differs_is_refused_and_the_field_is_named(field, call, 
     module = change.get("module", Base)()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     data = loader(change.get("rows", Rows)(), **change.get("loader", {}))
+    run = trainer.fit if call == "fit" else partial(trainer.unlearn, None, rows=[3])
     with pytest.raises(FingerprintError, match=rf"\n  {re.escape(field)}"):
-        if call == "fit":
-            trainer.fit(module, data)
-        else:
-            trainer.unlearn(rows=[3], model=module, train_dataloaders=data)
+        run(model=module, train_dataloaders=data)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert leftovers(trainer) == set()
     assert Record.open(tmp_path / "record", KEY).requests == ()
@@ -546,7 +544,7 @@ def test_an_early_stop_of_another_name_still_makes_validation_data_count(tmp_pat
 
 def test_callbacks_that_only_look_on_may_come_and_go(recorded, tmp_path):
     shutil.copytree(recorded / "record", tmp_path / "record")
-    watching = [library.LearningRateMonitor(), library.ModelSummary(), library.TQDMProgressBar()]
+    watching = [library.LearningRateMonitor(), library.DeviceStatsMonitor(cpu_stats=False)]
     trainer = trainer_for(CASES["momentum"], tmp_path, callbacks=watching, logger=CSVLogger(tmp_path))
     assert trainer.unlearn(rows=[3], model=Base(), train_dataloaders=loader()).forgotten == 1
     without = trainer_for(CASES["momentum"], tmp_path)

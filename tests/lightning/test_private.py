@@ -1,0 +1,175 @@
+"""One canary for each private name of Lightning that PyBrush uses: it fails where a new version changed it."""
+
+import inspect
+
+import lightning
+import pytest
+import pytorch_lightning
+import torch
+from torch.utils.data import DataLoader
+
+from pybrush_lightning import _private
+from tests.lightning.twin import Net, OtherNet, Rows
+
+PACKAGES = {"lightning": (lightning, Net), "pytorch_lightning": (pytorch_lightning, OtherNet)}
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+@pytest.fixture(params=PACKAGES, scope="module")
+def fitted(request, tmp_path_factory):
+    """A plain trainer after a fit of two epochs, with its module."""
+    package, make = PACKAGES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    trainer, module = package.Trainer(max_epochs=2, default_root_dir=folder, **QUIET), make()
+    trainer.fit(module, DataLoader(Rows(), batch_size=5, shuffle=True))
+    return trainer, module
+
+
+def test_the_class_of_the_fit_loop_takes_trainer_and_epochs(fitted):
+    trainer, _ = fitted
+    kind = type(trainer.fit_loop)
+    assert kind.__name__ == "_FitLoop"
+    assert list(inspect.signature(kind).parameters) == ["trainer", "min_epochs", "max_epochs"]
+    assert {"run", "done", "on_advance_start", "setup_data", "teardown"} <= set(dir(kind))
+
+
+def test_the_sources_of_data_have_an_instance_that_can_be_set(fitted):
+    trainer, module = fitted
+    source = _private.train_source(trainer)
+    assert source is trainer.fit_loop._data_source
+    assert isinstance(source.instance, DataLoader) and not source.is_module() and source.is_defined()
+    assert _private.validation_source(trainer).instance is module
+    loop = type(trainer.fit_loop)(trainer)
+    _private.set_train_source(loop, "a loader")
+    assert loop._data_source.dataloader() == "a loader"
+
+
+def test_the_validation_loop_runs_inside_the_epoch_loop(fitted):
+    assert callable(fitted[0].fit_loop.epoch_loop.val_loop.run)
+
+
+def test_progress_is_read_where_training_left_it_and_can_be_set(fitted):
+    trainer, _ = fitted
+    assert _private.progress(trainer.fit_loop) == (2, 18, 18)
+    assert (trainer.current_epoch, trainer.global_step) == (2, 18)
+    loop = type(trainer.fit_loop)(trainer)
+    _private.set_progress(loop, 5, 40, 41)
+    assert _private.progress(loop) == (5, 40, 41)
+    assert loop.epoch_loop._batches_that_stepped == 40
+    assert loop.epoch_loop.automatic_optimization.optim_progress.optimizer_steps == 40
+    assert loop.epoch_progress.current.completed == loop.epoch_progress.total.completed == 5
+
+
+def test_metrics_can_be_forgotten(fitted):
+    trainer, _ = fitted
+    assert trainer.callback_metrics
+    trainer.training = True
+    _private.reset_metrics(trainer)
+    trainer.training = False
+    assert not trainer.callback_metrics
+
+
+def test_a_checkpoint_is_announced_before_it_is_read(fitted):
+    trainer, module = fitted
+    asked = []
+    with _private.checkpoints_checked(trainer, asked.append):
+        trainer.validate(module, [], verbose=False) if False else None
+        trainer._checkpoint_connector.resume_start(None)
+        assert asked == []
+        with pytest.raises(FileNotFoundError):
+            trainer._checkpoint_connector.resume_start("no-such-file.ckpt")
+    assert asked == ["no-such-file.ckpt"]
+    assert "resume_start" not in vars(trainer._checkpoint_connector)
+    assert trainer._checkpoint_connector._loaded_checkpoint == {}
+
+
+def test_optimizers_can_be_made_aside_and_connected(fitted):
+    trainer, module = fitted
+    before = _private.optimization(trainer)
+    with _private.attached(trainer, module):
+        optimizers, configs = _private.make_optimizers(trainer, module)
+    assert type(optimizers[0]) is torch.optim.SGD and configs == []
+    assert trainer.optimizers is before[0]
+    _private.connect_optimization(trainer, optimizers, configs)
+    assert trainer.optimizers is optimizers
+    _private.connect_optimization(trainer, *before)
+
+
+def test_optimizers_can_be_set_up_anew(fitted):
+    trainer, _ = fitted
+    before = _private.optimization(trainer)
+    _private.set_up_optimizers(trainer)
+    assert trainer.optimizers[0] is not before[0][0]
+    _private.connect_optimization(trainer, *before)
+
+
+def test_a_module_is_attached_and_detached_with_its_parts(fitted):
+    trainer, module = fitted
+    other = type(module)()
+    other.inner = type(module)()
+    with _private.attached(trainer, other, "some data"):
+        assert other.trainer is other.inner.trainer is trainer
+        assert trainer.lightning_module is other and trainer.datamodule == "some data"
+    assert other._trainer is other.inner._trainer is trainer.datamodule is None
+    assert _private.connected_module(trainer) is module
+    with _private.detached(module):
+        assert module._trainer is None
+    assert module._trainer is trainer
+
+
+def test_the_checkpoint_callback_has_the_attributes_that_a_stage_resets(fitted):
+    callback = fitted[0].checkpoint_callback
+    names = [
+        *("best_k_models", "kth_best_model_path", "best_model_score", "best_model_path", "last_model_path"),
+        *("current_score", "kth_value", "_last_global_step_saved", "_last_checkpoint_saved", "_last_time_checked"),
+    ]
+    assert set(names) <= vars(callback).keys()
+    fresh = type(callback)()
+    used = {name: getattr(callback, name) for name in names}
+    _private.reset_checkpoint_callback(callback)
+    for name in names:
+        assert str(getattr(callback, name)) == str(getattr(fresh, name)), name
+    vars(callback).update(used)
+
+
+def test_internal_attributes_are_those_of_a_bare_module(fitted):
+    trainer, module = fitted
+    assert vars(type(module)()).keys() - _private.INTERNAL_ATTRIBUTES == {"optimizer", "scheduler"}
+    assert vars(module).keys() - _private.INTERNAL_ATTRIBUTES == {"optimizer", "scheduler"}
+    assert {"_trainer", "_hparams", "_fabric", "_parameters", "training"} <= _private.INTERNAL_ATTRIBUTES
+    del trainer
+
+
+def test_a_time_limit_is_seen(fitted):
+    timer = PACKAGES["lightning"][0].pytorch.callbacks.Timer
+    assert _private.has_time_limit(timer({"hours": 1})) and not _private.has_time_limit(timer())
+
+
+def test_trial_runs_are_seen(tmp_path):
+    for package, _ in PACKAGES.values():
+        assert _private.is_trial_run(package.Trainer(fast_dev_run=True, **QUIET))
+        assert not _private.is_trial_run(package.Trainer(default_root_dir=tmp_path, **QUIET))
+
+
+def test_classes_are_told_apart_by_where_they_come_from():
+    class ModelCheckpoint:
+        """The user's own."""
+
+    assert _private.ancestors(ModelCheckpoint()) == set()
+    for package, _ in PACKAGES.values():
+        callbacks = package.pytorch.callbacks if package is lightning else package.callbacks
+        assert "ModelCheckpoint" in _private.ancestors(callbacks.ModelCheckpoint())
+        assert "EarlyStopping" in _private.ancestors(type("Own", (callbacks.EarlyStopping,), {})("loss"))
+    assert _private.own_hook(Net(), "training_step") is not None
+    assert _private.own_hook(Net(), "train_dataloader") is None
+
+
+def test_both_packages_accept_the_callback():
+    from pybrush_lightning import SISA
+
+    sisa = SISA(record="nowhere")
+    for package, _ in PACKAGES.values():
+        base = package.pytorch.Callback if package is lightning else package.Callback
+        assert isinstance(sisa, base)
+    assert _private.trainer_classes() == [lightning.pytorch.Trainer, pytorch_lightning.Trainer]
+    assert _private.module_classes() == (lightning.pytorch.LightningModule, pytorch_lightning.LightningModule)
