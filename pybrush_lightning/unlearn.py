@@ -339,12 +339,13 @@ def _check_unused(**given: bool) -> None:
         )
 
 
-class Trainer(LightningTrainer):
-    """Lightning's Trainer with a typed `unlearn`; any other Trainer has it too once PyBrush is imported."""
+_unlearn_of = unlearn
 
-    def unlearn(self, forget: Any = None, **request: Any) -> UnlearnResult:
-        """Forget samples (see `pybrush_lightning.unlearn`)."""
-        return unlearn(self, forget, **request)
+
+class Trainer(LightningTrainer):
+    """Lightning's Trainer with `unlearn` as type checkers see it; any other Trainer has it once PyBrush is imported."""
+
+    unlearn = _unlearn_of
 
 
 def attach() -> None:

@@ -1,8 +1,7 @@
 """The transaction, driven by a NumPy learner: fit, unlearn, resume; bit for bit against twins."""
 
-from contextlib import closing
-
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest

@@ -26,6 +26,7 @@ from pybrush.errors import UnknownSamplesError
 from pybrush.names import as_names
 from pybrush.record import Record, files
 from pybrush.record.resolve import Wish
+from pybrush.record.secret import find_or_make_key
 from tests import reference
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.processes import at_once, fork, status_of
@@ -410,6 +411,18 @@ def test_records_that_share_a_key_file_and_are_made_at_once_share_the_key(scratc
         with closing(Record.open(scratch / f"run-{number}" / "record")) as record:
             assert record.names.key_id == record.plan.key_id
     assert {path.name for path in scratch.iterdir() if path.is_file()} == {"shared.key"}
+
+
+def test_a_key_that_another_process_made_meanwhile_is_read_and_not_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "record.key"
+
+    def make_another(step):
+        if step == "before link record.key":
+            path.write_bytes(KEY)
+
+    monkeypatch.setattr(files, "observer", make_another)
+    assert find_or_make_key(tmp_path / "record", None) == KEY == path.read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 class Disk:

@@ -16,6 +16,7 @@ from pybrush.names import as_names
 from pybrush.plan.order import Seeds, StageRows, cut
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
+from pybrush.request import Roster
 from tests import reference
 from tests.core.numpy_learner import BATCH, NumpyLearner, roster_of, wish
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, fit, unlearn
@@ -144,6 +145,18 @@ def test_a_stream_of_requests_leaves_the_bits_of_a_fresh_fit_and_of_a_plain_loop
         assert set(a.constituents()) == set(weights)
         for shard, key in a.constituents().items():
             assert np.array_equal(a.store.load(key)[0]["weights"], weights[shard])
+
+
+def test_a_fit_without_ids_reads_every_row_once(tmp_path):
+    world, read = World(0), []
+
+    def name(namer):
+        return Roster(namer, len(world.contents), None, None, lambda i: read.append(i) or world.contents[i])
+
+    forget.fit(
+        tmp_path / "a", wish(shards=1, naming="content"), NumpyLearner([0.1, 0.2, 0.3]), world.rows, name
+    ).record.close()
+    assert read == list(range(len(world.contents)))
 
 
 class Watching(NumpyLearner):

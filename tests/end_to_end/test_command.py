@@ -230,7 +230,7 @@ def test_other_refusals_have_one_message_too(here, capsys):
         (["forget"], "train, unlearn, verify"),
         (["train", "experiment=nothing"], "digits_sisa"),
         (["train", "bogus=1"], "bogus"),
-        ([*TINY, "model._target_=nowhere.Net", "callbacks.sisa.record=new"], "No module named 'nowhere'"),
+        ([*TINY, "model._target_=no_such_module.Net", "callbacks.sisa.record=new"], "No module named 'no_such_module'"),
         (
             [*TINY, "callbacks.sisa.shards=0", "callbacks.sisa.record=new"],
             "pybrush train: shards must be a whole number",

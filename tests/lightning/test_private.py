@@ -8,7 +8,7 @@ import pytorch_lightning
 import torch
 from torch.utils.data import DataLoader
 
-from pybrush_lightning import _private
+from pybrush_lightning import SISA, _private
 from tests.lightning.twin import Net, OtherNet, Rows
 
 PACKAGES = {"lightning": (lightning, Net), "pytorch_lightning": (pytorch_lightning, OtherNet)}
@@ -70,10 +70,9 @@ def test_metrics_can_be_forgotten(fitted):
 
 
 def test_a_checkpoint_is_announced_before_it_is_read(fitted):
-    trainer, module = fitted
+    trainer, _ = fitted
     asked = []
     with _private.checkpoints_checked(trainer, asked.append):
-        trainer.validate(module, [], verbose=False) if False else None
         trainer._checkpoint_connector.resume_start(None)
         assert asked == []
         with pytest.raises(FileNotFoundError):
@@ -133,11 +132,10 @@ def test_the_checkpoint_callback_has_the_attributes_that_a_stage_resets(fitted):
 
 
 def test_internal_attributes_are_those_of_a_bare_module(fitted):
-    trainer, module = fitted
+    _, module = fitted
     assert vars(type(module)()).keys() - _private.INTERNAL_ATTRIBUTES == {"optimizer", "scheduler"}
     assert vars(module).keys() - _private.INTERNAL_ATTRIBUTES == {"optimizer", "scheduler"}
     assert {"_trainer", "_hparams", "_fabric", "_parameters", "training"} <= _private.INTERNAL_ATTRIBUTES
-    del trainer
 
 
 def test_a_time_limit_is_seen(fitted):
@@ -165,8 +163,6 @@ def test_classes_are_told_apart_by_where_they_come_from():
 
 
 def test_both_packages_accept_the_callback():
-    from pybrush_lightning import SISA
-
     sisa = SISA(record="nowhere")
     for package, _ in PACKAGES.values():
         base = package.pytorch.Callback if package is lightning else package.Callback
