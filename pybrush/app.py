@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import pybrush
 from pybrush import forget_file, tables
 from pybrush.adapters import GROUP
-from pybrush.errors import ConfigurationError, MissingExtraError, PyBrushError, RecordError, UnsupportedError
+from pybrush.errors import ConfigurationError, MissingExtraError, PyBrushError, RecordError
 from pybrush.record import Record
 from pybrush.record.files import make_folder, replace, unlink
 from pybrush.result import UnlearnResult
@@ -143,11 +143,7 @@ def verify(words: Sequence[str]) -> int:
     """Check a record; return 0 if it is clean, 2 if something is unfinished. A defect raises."""
     record = Record.open(path_of(_settings("verify", words, VerifySettings).record))
     try:
-        try:
-            found = record.verify()
-        except UnsupportedError:  # its states hold values that only the adapter can read
-            _adapter(record.plan.adapter)
-            found = record.verify()
+        found = record.verify()
     finally:
         record.close()
     tables.show_verification(record, found)

@@ -30,7 +30,7 @@ def write_page(result: UnlearnResult, path: Path) -> Path:
         stream.write(page(result))
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
     return path
 
 

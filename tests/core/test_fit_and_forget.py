@@ -206,3 +206,15 @@ def test_a_constituent_exchanged_together_with_its_manifest_is_found(tmp_path):
     fitted.record.store.publish(fitted.record.store.write_aside(state, manifest), key)
     with pytest.raises(CorruptRecordError, match="released"):
         fitted.record.verify()
+
+
+def test_a_released_stage_that_is_gone_is_told_of_as_missing_and_built_again(tmp_path):
+    rows = data()
+    fitted, _ = fit(tmp_path / "a", rows)
+    key = fitted.constituents[0]
+    shutil.rmtree(fitted.record.store.path(key))
+    found = fitted.record.verify()
+    assert found.missing == (key,) and not found.is_clean
+    again, _ = fit(tmp_path / "a", rows)
+    assert [manifest.key for manifest in again.built] == [key]
+    assert again.record.verify().is_clean
