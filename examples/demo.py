@@ -174,7 +174,7 @@ def main(folder):
     checked = Record.open(folder / "a" / "record").verify()
 
     table = Table(title=f"{len(train):,} images of {PEOPLE} people, 3 shards of 3 slices", title_justify="left")
-    for name in ("", "rows", "stages trained", "row visits of a retrain's", "seconds", "test accuracy"):
+    for name in ("", "rows", "stages trained", "row visits of a retrain's", "seconds", "accuracy"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_row("fit", f"{len(train):,}", "9 of 9", "", f"{seconds:.1f}", f"{before:.3f}")
     table.add_row(f"forget {PERSON}, by loader", f"-{len(hers)}", *first.values(), f"{after_first:.3f}")

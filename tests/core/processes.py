@@ -1,7 +1,9 @@
 """Forked processes for the tests that kill, race and wait."""
 
 import os
+import signal
 import traceback
+from contextlib import contextmanager
 
 
 def fork(work):
@@ -22,6 +24,30 @@ def fork(work):
 def status_of(child):
     """Wait for a process; 0 where its work was done, else how it ended (see `os.waitpid`)."""
     return os.waitpid(child, 0)[1]
+
+
+@contextmanager
+def paused(work):
+    """Run `work(pause)` in a process; the block runs from its call of `pause()` on, and it must then succeed."""
+    (begun, say), (proceed, go) = os.pipe(), os.pipe()
+
+    def pause():
+        os.write(say, b"!")
+        os.read(proceed, 1)
+
+    child = fork(lambda: work(pause))
+    os.close(say)
+    try:
+        assert os.read(begun, 1) == b"!", "the process ended before it paused"
+        yield
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        status_of(child)
+        raise
+    os.write(go, b"!")
+    assert status_of(child) == 0
+    for handle in (begun, proceed, go):
+        os.close(handle)
 
 
 def at_once(*works):

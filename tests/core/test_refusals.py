@@ -38,7 +38,7 @@ from pybrush.record.store import MANIFEST
 from pybrush.request import Strikes, strikes
 from tests import reference
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
-from tests.core.processes import fork, status_of
+from tests.core.processes import paused
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
 
 N = 30
@@ -542,53 +542,43 @@ def test_a_sealed_request_cannot_be_withdrawn(folder):
 
 
 class Waiting(NumpyLearner):
-    """Says when its first stage begins, and waits until it may go on."""
+    """Pauses before its first stage."""
 
-    def __init__(self, begun, proceed):
-        super().__init__([9.0, 9.0, 9.0])
-        self.begun, self.proceed = begun, proceed
+    def __init__(self, pause):
+        super().__init__([0.1, -0.2, 0.3])
+        self.pause = pause
 
     def train_stage(self, data, rows, horizon, seeds):
         if not self.trained:
-            os.write(self.begun, b"!")
-            os.read(self.proceed, 1)
+            self.pause()
         return super().train_stage(data, rows, horizon, seeds)
 
 
 def test_while_a_request_is_served_nothing_else_may_change_the_record(folder, tmp_path):
-    (begun, say), (proceed, go) = os.pipe(), os.pipe()
-    child = fork(lambda: unlearn(folder, data(N), by_ids(IDS[:1]), IDS, learner=Waiting(say, proceed)))
-    assert os.read(begun, 1) == b"!"
-    refuses(folder, LockedError, "another process serves a request", data(N), by_ids(IDS[1:2]), IDS)
-    refuses(folder, LockedError, "another process serves a request", data(N), by_ids(IDS[1:2]), IDS, dry_run=True)
-    with refused(folder, LockedError, "another process serves a request"):
-        fit(folder, data(N), IDS)
-    with closing(Record.open(folder, KEY)) as record, refused(folder, LockedError, "another process serves"):
-        record.cancel(1)
-    found = verified(folder)
-    assert "1: pending" in found.pending[0] and found.unwanted == () and found.missing == ()
-    os.write(go, b"!")
-    assert status_of(child) == 0
+    busy = "another process serves a request"
+    with paused(lambda pause: unlearn(folder, data(N), by_ids(IDS[:1]), IDS, learner=Waiting(pause))):
+        refuses(folder, LockedError, busy, data(N), by_ids(IDS[1:2]), IDS)
+        refuses(folder, LockedError, busy, data(N), by_ids(IDS[1:2]), IDS, dry_run=True)
+        with refused(folder, LockedError, busy):
+            fit(folder, data(N), IDS)
+        with closing(Record.open(folder, KEY)) as record, refused(folder, LockedError, busy):
+            record.cancel(1)
+        found = verified(folder)
+        assert "1: pending" in found.pending[0] and found.unwanted == () and found.missing == ()
     fit(tmp_path / "twin", keep(data(N), np.arange(N) > 0), IDS[1:])[0].record.close()
     assert_same_record(folder, tmp_path / "twin")
 
 
 def test_a_stage_of_a_plan_that_a_request_changed_meanwhile_is_not_published(tmp_path):
-    (begun, say), (proceed, go) = os.pipe(), os.pipe()
     folder, rows = tmp_path / "record", data(N)
-
-    def fit_slowly():
-        learner = Waiting(say, proceed)
-        learner.weights = np.array([0.1, -0.2, 0.3])
-        with pytest.raises(RecordError, match="changed while a stage was trained"):
-            forget.fit(folder, wish(), learner, rows, roster_of(rows, IDS))
-
-    child = fork(fit_slowly)
-    assert os.read(begun, 1) == b"!"
     victim = next(i for i in IDS if cell_of(i) == (0, 0))  # a row of the stage that is being trained
-    unlearn(folder, rows, by_ids([victim]), IDS)
-    os.write(go, b"!")
-    assert status_of(child) == 0
+
+    def fit_slowly(pause):
+        with pytest.raises(RecordError, match="changed while a stage was trained"):
+            forget.fit(folder, wish(), Waiting(pause), rows, roster_of(rows, IDS))
+
+    with paused(fit_slowly):
+        unlearn(folder, rows, by_ids([victim]), IDS)
     left = [i for i in range(N) if IDS[i] != victim]
     fit(tmp_path / "twin", keep(rows, left), [IDS[i] for i in left])[0].record.close()
     assert_same_record(folder, tmp_path / "twin")
