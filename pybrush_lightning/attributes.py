@@ -13,12 +13,13 @@ import pickle  # digests of attributes are compared in memory; nothing pickled i
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pybrush.errors import TrainingError, UnsupportedError
+from pybrush.errors import ConfigurationError, TrainingError, UnsupportedError
 from pybrush.record import trees
 from pybrush_lightning import _private
 
@@ -36,7 +37,8 @@ def known_parts(module: torch.nn.Module) -> Known:
 
 def plain_attributes(owner: Any, known: Known) -> Attributes:
     """Return copies of the attributes that a state can hold."""
-    return {name: copy.deepcopy(value) for name, value in _attributes(owner, known) if _is_plain(value)}
+    # Not deepcopy, which refuses tensors that are still part of a graph.
+    return {n: trees.unpack(*trees.pack(value)) for n, value in _attributes(owner, known) if _is_plain(value)}
 
 
 def write_attributes(owner: Any, stored: Attributes, known: Known) -> None:
@@ -82,6 +84,40 @@ def check_opaque(before: dict[str, str], after: dict[str, str]) -> None:
         )
 
 
+def check_no_data(owners: Iterable[tuple[str, Any]], known: Known, datasets: Iterable[Any]) -> None:
+    """Refuse attributes that are the training data: stored with every stage, they would outlive any request.
+
+    Raises:
+        ConfigurationError: naming them.
+    """
+    data = {address for dataset in datasets for value in vars(dataset).values() for address in _addresses(value)}
+    found = [
+        f"{place}.{name}"
+        for place, owner in owners
+        for name, value in _attributes(owner, known)
+        if _is_plain(value) and not data.isdisjoint(_addresses(value))
+    ]
+    if found:
+        raise ConfigurationError(
+            f"{', '.join(found)} is training data, which would be stored with every stage and outlive a request. Keep "
+            "the data out of module and callbacks, in a data set or data module."
+        )
+
+
+def _addresses(value: Any) -> Iterator[int]:
+    """Return where the tensors and arrays in a value, and its containers, lie in memory."""
+    if isinstance(value, torch.Tensor):
+        yield value.untyped_storage().data_ptr() if value.layout is torch.strided else id(value)
+    elif isinstance(value, np.ndarray):
+        while isinstance(value.base, np.ndarray):
+            value = value.base
+        yield value.__array_interface__["data"][0]
+    elif _inside(value):
+        yield id(value)
+        for item in _inside(value):
+            yield from _addresses(item)
+
+
 def _attributes(owner: Any, known: Known) -> Iterator[tuple[str, Any]]:
     """Return the attributes that are neither the frameworks' nor behaviour nor references to known parts."""
     for name, value in list(vars(owner).items()):
@@ -116,12 +152,14 @@ def _is_plain(value: Any) -> bool:
         trees.pack(value)
     except UnsupportedError:
         return False
-    # A stored parameter would come back as a copy that nothing trains.
-    return not _holds_parameter(value)
+    # A stored one would come back as a copy that nothing trains.
+    return not _holds_trainable(value)
 
 
-def _holds_parameter(value: Any) -> bool:
-    return isinstance(value, torch.nn.Parameter) or any(map(_holds_parameter, _inside(value)))
+def _holds_trainable(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.requires_grad and value.is_leaf
+    return any(map(_holds_trainable, _inside(value)))
 
 
 def _device_of(value: Any) -> torch.device | None:

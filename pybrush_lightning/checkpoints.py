@@ -7,12 +7,17 @@ SISA go straight through. `torch.save` of a state dict cannot be seen (docs/pitf
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pybrush.errors import UnsupportedError
+from pybrush.record import Record
 from pybrush_lightning import _private
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+_LOCAL = "Save to a local folder and copy what is to be deployed, or set enable_checkpointing=False"
 
 
 def wrap_save_checkpoint(trainer_class: Any, listener: Any) -> None:
@@ -30,6 +35,29 @@ def wrap_save_checkpoint(trainer_class: Any, listener: Any) -> None:
 
     save_checkpoint.announces_to_sisa = True  # type: ignore[attr-defined]
     trainer_class.save_checkpoint = save_checkpoint
+
+
+def register(record: Record, path: str | Path, stage: str) -> None:
+    """Note a checkpoint that is about to be written, with the stage whose state it will hold.
+
+    Raises:
+        UnsupportedError: for a place from which a request could not remove it.
+    """
+    if is_remote(path):
+        raise UnsupportedError(f"{path} is not a local file, so a later request could not erase it. {_LOCAL}.")
+    record.register_artefact(path, stage, "checkpoint")
+
+
+def remote_folders(trainer: Trainer) -> list[str]:
+    """Say which ModelCheckpoint callbacks save to no local folder, each with what to do instead."""
+    callbacks = checkpoint_callbacks(trainer)
+    folders = [str(callback.dirpath or trainer.default_root_dir) for callback in callbacks]
+    return [f"checkpoints in {folder}: {_LOCAL}" for folder in folders if is_remote(folder)]
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path names another file system, as fsspec writes it."""
+    return "://" in str(path)
 
 
 def checkpoint_callbacks(trainer: Trainer) -> list[Any]:

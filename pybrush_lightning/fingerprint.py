@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import platform
 import sys
 import sysconfig
@@ -31,6 +32,9 @@ from pybrush_lightning import state
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+_LONGEST = 2000
+"""Characters up to which a hyperparameter is written as it is."""
 
 
 def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any], optimization: dict[str, Any]) -> Any:
@@ -61,7 +65,7 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
 
 def hyperparameters(module: LightningModule) -> dict[str, Any]:
     """Return what save_hyperparameters stored, as plain JSON."""
-    return {str(name): _plain(value) for name, value in module.hparams.items()}
+    return {str(name): _short(_plain(value)) for name, value in module.hparams.items()}
 
 
 def parts(module: torch.nn.Module) -> dict[str, str]:
@@ -111,7 +115,7 @@ def _group(group: dict[str, Any]) -> dict[str, Any]:
 def sources(module: LightningModule, loader: DataLoader[Any]) -> dict[str, str]:
     """Return the source text of the user's classes and functions, "unknown" where there is none."""
     kinds = [base for part in module.modules() for base in type(part).__mro__]
-    kinds += [base for dataset in _datasets(loader.dataset) for base in type(dataset).__mro__]
+    kinds += [base for dataset in datasets_of(loader.dataset) for base in type(dataset).__mro__]
     found: dict[str, str] = {}
     for kind in dict.fromkeys(kinds):
         if not _is_installed(kind):
@@ -137,6 +141,14 @@ def environment(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def worker_init(loader: DataLoader[Any]) -> str | None:
+    """Return the name of what seeds the workers: they start with other numbers under another one."""
+    function: Any = loader.worker_init_fn
+    if function is None:
+        return "pl_worker_init_function" if int(os.environ.get("PL_SEED_WORKERS", "0")) else None
+    return str(getattr(function.func if isinstance(function, partial) else function, "__name__", "unknown"))
+
+
 def validation_digest(loaders: Any, namer: Namer) -> str:
     """Return a keyed digest of the validation data, for trainings that something in it steers.
 
@@ -155,12 +167,12 @@ def validation_digest(loaders: Any, namer: Namer) -> str:
     return chained("pybrush-meaning", *digests).hex()
 
 
-def _datasets(dataset: Any) -> list[Any]:
+def datasets_of(dataset: Any) -> list[Any]:
     """Return a data set and those it is cut or joined from."""
     if isinstance(dataset, Subset):
-        return _datasets(dataset.dataset)
+        return datasets_of(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
-        return [below for part in dataset.datasets for below in _datasets(part)]
+        return [below for part in dataset.datasets for below in datasets_of(part)]
     return [dataset]
 
 
@@ -204,3 +216,9 @@ def _plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
         return f"<{type(value).__qualname__}>"
+
+
+def _short(value: Any) -> Any:
+    """Return a plain value, or its digest where it is long: lists of rows or ids must not stay in the record."""
+    text = json.dumps(value)
+    return value if len(text) <= _LONGEST else f"<{chained('pybrush-meaning', text.encode()).hex()}>"

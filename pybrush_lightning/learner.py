@@ -41,7 +41,7 @@ class LightningLearner:
         epochs: the epochs that the user asked for.
         slices: R.
         run_fit: runs trainer.fit around a build, for a learner outside of a fit; None inside one.
-        validation: the user's validation loaders, where their content steers training.
+        validation: returns the user's validation loaders, asked where their content steers training.
         counters: where training stands.
         datamodule: the user's data module, which configure_optimizers may ask.
     """
@@ -54,7 +54,7 @@ class LightningLearner:
     epochs: int
     slices: int
     run_fit: Callable[[Callable[[], Any]], Any] | None = None
-    validation: Any = None
+    validation: Callable[[], Any] = lambda: None
     counters: Counters = field(default_factory=lambda: Counters(0, 0, 0))
     datamodule: Any = None
     _optimization: dict[str, Any] | None = field(default=None, repr=False)
@@ -147,12 +147,12 @@ class LightningLearner:
     def _fingerprint(self, namer: Namer) -> dict[str, Any]:
         trainer, optimization = self.trainer, self._probe()
         found: dict[str, Any] = fingerprint.semantic(trainer, self.module, self.plan.loader, optimization)
-        found["loader"] = {
-            "batch_size": self.plan.batch_size, "drop_last": self.plan.drop_last, "workers": self.plan.workers,
-        }  # fmt: skip
+        found["loader"] = self.plan.settings()
+        found["workers"] = fingerprint.worker_init(self.plan.loader) if self.plan.workers else None
         if self._is_steered(optimization):
+            loaders = self.validation()
             found["validation"] = {
-                "data": "none" if self.validation is None else fingerprint.validation_digest(self.validation, namer),
+                "data": "none" if loaders is None else fingerprint.validation_digest(loaders, namer),
                 "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
                 "val_check_interval": trainer.val_check_interval,
                 "limit_val_batches": trainer.limit_val_batches,
@@ -175,6 +175,7 @@ class LightningLearner:
         attributes = plain_attributes(module, known)
         with kept_randomness(), installed(trainer, loop), _private.attached(trainer, module, self.datamodule):
             trainer.state.fn = TrainerFn.FITTING
+            seed_all(0)  # whatever it draws must be the same in every process
             try:
                 optimizers, configs = _private.make_optimizers(trainer, module)
                 check_schedulers(configs, self.slices, self.epochs, self.horizon)

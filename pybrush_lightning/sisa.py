@@ -30,11 +30,13 @@ from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
 from pybrush_lightning import _private, aggregate, checkpoints, evaluation
 from pybrush_lightning.around_fit import Before, Given, Mark, Meter, Optimization, given_to, loaders_of
+from pybrush_lightning.fingerprint import datasets_of
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.sample_ids import IdSource, Naming
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.stage_loop import validation_kept_apart
+from pybrush_lightning.state import check_data_apart
 from pybrush_lightning.supported import check_training
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class SISA(_private.CallbackBase):
             )
         self.shards = None if shards is None else positive("shards", shards)
         self.slices = None if slices is None else positive("slices", slices)
-        self.record = Path(record)
+        self.record = Path(record).absolute()  # some frameworks change the working folder later
         self.naming = Naming(ids, subjects, content, content_of)
         self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
@@ -142,10 +144,10 @@ class SISA(_private.CallbackBase):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Sum the learning rate over the steps of a stage."""
-        if self._meter is not None:
+        if self._meter is not None and optimizer.param_groups:
             group = optimizer.param_groups[0]
             momentum = group.get("momentum", 0.0) or group.get("betas", (0.0,))[0]
-            self._meter.learning_rate_sum += float(group["lr"]) / (1.0 - float(momentum))
+            self._meter.learning_rate_sum += float(group.get("lr", 0.0)) / (1.0 - float(momentum))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo what `setup` did, and what an unfinished fit did to the user's objects."""
@@ -240,10 +242,11 @@ class SISA(_private.CallbackBase):
     def in_stage(self, trainer: Trainer, horizon: Horizon) -> Iterator[Meter]:
         """Count what a stage takes, and register files that are written meanwhile with it."""
         checkpoints.reset(trainer)
-        self._mark, self._meter = None, Meter(horizon)
+        self._meter = Meter(horizon)
         try:
             yield self._meter
             self._meter.notes["checkpoints"] = checkpoints.paths(trainer)
+            self._mark = Mark(weakref.ref(trainer.lightning_module), horizon.key)  # until the fit has ended
         finally:
             self._meter = None
 
@@ -253,9 +256,9 @@ class SISA(_private.CallbackBase):
         if record is None:
             return
         if self._meter is not None:
-            record.register_artefact(path, self._meter.horizon.key, "checkpoint")
+            checkpoints.register(record, path, self._meter.horizon.key)
         elif self._mark is not None and self._mark.module() is _private.connected_module(trainer):
-            record.register_artefact(path, self._mark.key, "checkpoint")
+            checkpoints.register(record, path, self._mark.key)
             self._warn_of_one(record, path)
 
     def mark(self, learner: LightningLearner, record: Record) -> None:
@@ -277,20 +280,21 @@ class SISA(_private.CallbackBase):
 
     def _run(self, trainer: Trainer, module: LightningModule, epochs: int) -> None:
         """Stand in for the fit loop's run: build stages, for a fit or for a request."""
-        if self._before is None:  # there was no sanity check
-            self._before = Before.of(trainer, module, self._mark)
+        before = self._before or Before.of(trainer, module, self._mark)  # without a sanity check
+        self._before = before
         if self.job is not None:
             self.job()
         else:
-            self._before.write(trainer, module)  # the sanity check may have moved buffers
-            self._fit(trainer, module, epochs)
+            self._fit(trainer, module, epochs, before)
         self._before = self._connected = None
 
-    def _fit(self, trainer: Trainer, module: LightningModule, epochs: int) -> None:
+    def _fit(self, trainer: Trainer, module: LightningModule, epochs: int, before: Before) -> None:
         source, loop = _private.train_source(trainer), trainer.fit_loop
         plan = loader_plan(source.dataloader())
         validation = _private.validation_source(trainer)
-        learner = self.learner(trainer, module, plan, epochs, loaders_of(validation))
+        learner = self.learner(trainer, module, plan, epochs, partial(loaders_of, validation))
+        check_data_apart(trainer, module, datasets_of(plan.dataset))
+        before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
         fitted = forget.fit(
             self.record, self.wish(epochs, plan), learner, plan, lambda namer: self.naming.roster(plan.dataset, namer)

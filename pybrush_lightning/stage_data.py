@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class LoaderPlan:
         drop_last: whether a short last batch is dropped.
         workers: worker processes.
         sequential: whether it keeps the data set's order.
+        persistent: whether workers live on between epochs, and so do their random numbers.
+        prefetch: batches that each worker loads in advance.
     """
 
     loader: DataLoader[Any]
@@ -31,11 +33,23 @@ class LoaderPlan:
     drop_last: bool
     workers: int
     sequential: bool
+    persistent: bool
+    prefetch: int
 
     @property
     def dataset(self) -> Any:
         """The user's data set."""
         return self.loader.dataset
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a record keeps; a request takes all of it but `drop_last` from there."""
+        workers = {"persistent": self.persistent, "prefetch": self.prefetch} if self.workers else {}
+        own = {"batch_size": self.batch_size, "drop_last": self.drop_last, "workers": self.workers}
+        return own | workers
+
+    def restored(self, settings: dict[str, Any]) -> LoaderPlan:
+        """Return the plan with the settings of a record."""
+        return replace(self, **{name: value for name, value in settings.items() if name != "drop_last"})
 
 
 def loader_plan(loader: Any) -> LoaderPlan:
@@ -47,7 +61,8 @@ def loader_plan(loader: Any) -> LoaderPlan:
     for problem in loader_problems(loader):
         raise UnsupportedError(f"SISA cannot train from this loader exactly: {problem}.")
     sequential = type(loader.sampler) is SequentialSampler
-    return LoaderPlan(loader, loader.batch_size, loader.drop_last, loader.num_workers, sequential)
+    batches = (loader.batch_size, loader.drop_last, loader.num_workers, sequential)
+    return LoaderPlan(loader, *batches, loader.persistent_workers, loader.prefetch_factor or 2)
 
 
 def loader_problems(loader: Any) -> Iterator[str]:
@@ -133,8 +148,8 @@ def stage_loader(plan: LoaderPlan, rows: Callable[[int], Positions], horizon: Ho
     settings: dict[str, Any] = {}
     if plan.workers:
         settings = {
-            "prefetch_factor": own.prefetch_factor if own.prefetch_factor is not None else 2,
-            "persistent_workers": own.persistent_workers,
+            "prefetch_factor": plan.prefetch,
+            "persistent_workers": plan.persistent,
             "multiprocessing_context": own.multiprocessing_context,
             "timeout": own.timeout,
         }

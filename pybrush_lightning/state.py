@@ -16,7 +16,13 @@ from lightning.pytorch import LightningModule
 
 from pybrush.errors import FingerprintError, UnsupportedError
 from pybrush_lightning import _private
-from pybrush_lightning.attributes import known_parts, opaque_digests, plain_attributes, write_attributes
+from pybrush_lightning.attributes import (
+    check_no_data,
+    known_parts,
+    opaque_digests,
+    plain_attributes,
+    write_attributes,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -114,13 +120,17 @@ def opaque(trainer: Trainer, module: LightningModule) -> dict[str, str]:
 
     A callback with a `state_dict` of its own answers for its attributes itself.
     """
-    owners = [(f"module.{name}".rstrip("."), part) for name, part in module.named_modules()]
-    owners += [
-        (name, callback)
-        for name, callback in stateful_callbacks(trainer)
-        if _private.own_hook(callback, "state_dict") is None
-    ]
-    return opaque_digests(owners, known_parts(module))
+    callbacks = [(n, c) for n, c in stateful_callbacks(trainer) if _private.own_hook(c, "state_dict") is None]
+    return opaque_digests([*_parts(module), *callbacks], known_parts(module))
+
+
+def check_data_apart(trainer: Trainer, module: LightningModule, datasets: list[Any]) -> None:
+    """Refuse a module or callback that holds the training data itself (see `attributes.check_no_data`)."""
+    check_no_data([*_parts(module), *stateful_callbacks(trainer)], known_parts(module), datasets)
+
+
+def _parts(module: LightningModule) -> list[tuple[str, Any]]:
+    return [(f"module.{name}".rstrip("."), part) for name, part in module.named_modules()]
 
 
 def _shapes(named: Mapping[str, torch.Tensor]) -> dict[str, Any]:

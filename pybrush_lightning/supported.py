@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pybrush.errors import UnsupportedError
 from pybrush_lightning import _private
+from pybrush_lightning.checkpoints import remote_folders
 from pybrush_lightning.stage_data import loader_problems
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def check_training(trainer: Trainer, module: LightningModule, slices: int, loade
         UnsupportedError: listing each setting with what to do instead.
     """
     problems = [*_settings(trainer), *_limits(trainer), *_module(module), *_callbacks(trainer, slices)]
+    problems += remote_folders(trainer)
     if loader is not None:
         problems += loader_problems(loader)
     if problems:

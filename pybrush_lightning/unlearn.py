@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -143,9 +143,9 @@ class _Request:
     def __init__(self, trainer: AnyTrainer, sisa: SISA, record: Record, given: Given) -> None:
         self.trainer, self.sisa, self.record, self.given = trainer, sisa, record, given
         loader, self.validation = _loaders(trainer, given)
+        _build_module(trainer, given)
         check_training(trainer, given.module, record.plan.slices, loader)
-        settings = record.plan.semantic["loader"]
-        self.plan = replace(loader_plan(loader), batch_size=settings["batch_size"], workers=settings["workers"])
+        self.plan = loader_plan(loader).restored(record.plan.semantic["loader"])
 
     def serve(self, asked: _Asked, dry_run: bool) -> UnlearnResult:
         """Compare fingerprints, name the rows, and let the core do the rest."""
@@ -174,9 +174,8 @@ class _Request:
         _private.set_progress(self.trainer.fit_loop, self.record.plan.epochs, learner.counters.steps, 0)
 
     def _learner(self) -> LightningLearner:
-        learner = self.sisa.learner(
-            self.trainer, self.given.module, self.plan, self.record.plan.epochs, self.validation
-        )
+        epochs, validation = self.record.plan.epochs, self.validation
+        learner = self.sisa.learner(self.trainer, self.given.module, self.plan, epochs, lambda: validation)
         learner.run_fit, learner.datamodule = self._run_fit, self.given.datamodule
         return learner
 
@@ -277,6 +276,19 @@ def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Any]:
         )
     validation = _hook(trainer, owner, "val_dataloader")
     return loader, validation if validation is not None else given.validation
+
+
+def _build_module(trainer: AnyTrainer, given: Given) -> None:
+    """Let a module that is new in this process build its parts, where its configure_model does."""
+    configure = _private.own_hook(given.module, "configure_model")
+    if configure is not None:  # Lightning calls it in each of its loops too, so it does nothing the second time
+        with _private.attached(trainer, given.module, given.datamodule):
+            configure()
+    if not any(True for _ in given.module.parameters()):
+        raise ConfigurationError(
+            f"{type(given.module).__name__} has no parameters yet. If its setup() makes them, call that first: "
+            "model.setup('fit'), then unlearn(model=model)."
+        )
 
 
 def _hook(trainer: AnyTrainer, owner: Any, name: str) -> Any:

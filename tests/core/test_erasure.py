@@ -241,6 +241,14 @@ def test_a_large_ledger_that_is_not_rewritten_keeps_names_and_both_searches_noti
     assert held(tmp_path / "a", gone)
 
 
+def test_what_is_deleted_from_a_small_ledger_is_overwritten_even_before_it_is_rewritten(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ledger, "vacuum", lambda self: None)
+    case = id_case()
+    case.make(tmp_path / "a")
+    case.serve(tmp_path / "a")
+    assert reference.files_holding(tmp_path / "a", case.gone) == []
+
+
 class Noting(NumpyLearner):
     """Notes every row that it is given to train on."""
 

@@ -445,6 +445,19 @@ def test_a_ledger_that_was_cut_is_refused_and_not_made_anew(size, folder):
     assert (folder / "ledger.sqlite").stat().st_size == size
 
 
+def test_every_page_of_the_ledger_that_turned_to_rubbish_is_told_as_damage(folder):
+    whole = (folder / "ledger.sqlite").read_bytes()
+    told = 0
+    for start in range(4096, len(whole), 4096):
+        (folder / "ledger.sqlite").write_bytes(whole[:start] + b"\xff" * 4096 + whole[start + 4096 :])
+        try:
+            verified(folder)
+        except CorruptRecordError:
+            told += 1
+    # Empty tables and indexes are not read.
+    assert told > len(whole) // 4096 // 2
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -17,8 +17,9 @@ from pybrush.plan import aggregate as plain_aggregate
 from pybrush.record import Record
 from pybrush_lightning.aggregate import Constituent, check_output, combine
 from pybrush_lightning.evaluation import held_shard
+from tests.lightning.models import Net, Remembering, Rows
 from tests.lightning.test_bitwise import fitted
-from tests.lightning.twin import CASES, KEY, Case, Net, Remembering, Rows, answers, data_for, trainer_for
+from tests.lightning.twin import CASES, KEY, Case, answers, data_for, trainer_for
 
 INPUTS = Rows(seed=3).x
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pybrush.record import Record, states
-from tests.lightning.twin import CASES, KEY, Rows, answers, data_for, forget, module_for, trainer_for
+from tests.lightning.models import Rows
+from tests.lightning.twin import CASES, KEY, answers, data_for, forget, module_for, trainer_for
 
 
 def fitted(name, folder, **changes):

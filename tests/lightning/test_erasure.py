@@ -1,6 +1,8 @@
 """After a request no state that saw the forgotten rows can be loaded from anywhere below the trainer's folder."""
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import lightning
 import pytest
@@ -10,19 +12,21 @@ from torch.utils.data import DataLoader
 
 from pybrush.record import Record
 from tests import reference
+from tests.lightning.models import Net, Rows
 from tests.lightning.test_bitwise import fitted
-from tests.lightning.twin import CASES, KEY, Net, Rows, data_for, forget, trainer_for
+from tests.lightning.twin import CASES, KEY, data_for, forget, trainer_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was called without a model:UserWarning")
 
 
-def in_the_last_shard():
-    """Return a row that the constituent in the module has seen."""
+def in_shard(shard):
+    """Return a row of a shard's first slice."""
     cells = [reference.cell(reference.pseudonym(KEY, b"s:" + name.encode()), 2, 2) for name in Rows().names]
-    return cells.index((1, 0))
+    return cells.index((shard, 0))
 
 
-ROW = in_the_last_shard()
+ROW = in_shard(1)
+"""A row that the constituent in the module has seen."""
 
 
 class Tainted(Net):
@@ -171,10 +175,19 @@ class Failing(Net):
         return super().training_step(batch, index)
 
 
-def test_what_is_saved_when_a_request_fails_is_registered(tmp_path):
-    """Lightning saves after the error, when the module is as it was before: with the row still in it."""
-    own = ModelCheckpoint(tmp_path / "failed", save_on_exception=True)
-    trainer = trainer_for(CASES["ids"], tmp_path, enable_checkpointing=True, callbacks=[own])
+class SavesOnException(lightning.Callback):
+    """Saves after an error."""
+
+    def on_exception(self, trainer, pl_module, exception):
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "failed" / "by-hand.ckpt")
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_what_is_saved_when_a_request_fails_is_registered(by_hand, tmp_path):
+    """It is saved after the error, when the module is as it was before: with the row still in it."""
+    own = ModelCheckpoint(tmp_path / "failed", save_on_exception=not by_hand)
+    case = replace(CASES["ids"], callbacks=(SavesOnException,) if by_hand else ())
+    trainer = trainer_for(case, tmp_path, enable_checkpointing=True, callbacks=[own])
     module = Failing()
     trainer.fit(module, loader(Rows()))
     Failing.fail_at = (3, 1)
@@ -191,6 +204,25 @@ def test_what_is_saved_when_a_request_fails_is_registered(tmp_path):
     assert {record.artefacts()[str(path)] for path in by_error} == {record.constituents()[1]}
     trainer.unlearn(rows=[ROW])
     assert not [path for path in by_error if path.exists()]
+
+
+class SavesAtTheEnd(lightning.Callback):
+    """Saves when the whole fit has ended."""
+
+    def on_fit_end(self, trainer, pl_module):
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "end.ckpt")
+
+
+def test_what_is_saved_when_a_fit_has_ended_is_registered_with_the_stage_that_ran_last(tmp_path):
+    trainer = trainer_for(replace(CASES["ids"], callbacks=(SavesAtTheEnd,)), tmp_path)
+    trainer.fit(Net(), loader(Rows()))
+    path, record = str(tmp_path / "end.ckpt"), Record.open(tmp_path / "record", KEY)
+    assert record.artefacts()[path] == record.constituents()[1]
+    trainer.unlearn(rows=[in_shard(0)])
+    weights = torch.load(path, weights_only=False)["state_dict"]
+    stored = record.store.load(record.artefacts()[path])[0]["module"]
+    assert record.artefacts()[path] == record.constituents()[0]
+    assert same(weights, stored["parameters"] | stored["buffers"])
 
 
 def same(weights, others):

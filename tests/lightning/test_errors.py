@@ -11,8 +11,9 @@ from lightning.pytorch import callbacks as library
 from pybrush.record import Record, states
 from pybrush_lightning import state
 from pybrush_lightning._private import INTERNAL_ATTRIBUTES
+from tests.lightning.models import Pushing, Remembering
 from tests.lightning.test_bitwise import assert_same_record
-from tests.lightning.twin import KEY, Case, Pushing, Remembering, data_for, trainer_for
+from tests.lightning.twin import KEY, Case, data_for, trainer_for
 
 
 class TroubleError(Exception):

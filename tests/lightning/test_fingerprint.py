@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from pybrush.errors import FingerprintError
 from pybrush.record import Record
+from tests.lightning.models import Net, Rows, Validated
 from tests.lightning.test_bitwise import fitted
 from tests.lightning.test_refusals import leftovers, loader
-from tests.lightning.twin import CASES, KEY, Case, Net, Rows, Validated, data_for, trainer_for
+from tests.lightning.twin import CASES, KEY, Case, data_for, trainer_for
 
 
 class Base(Net):
@@ -46,6 +47,10 @@ def halves(batch):
 
 class OtherRows(Rows):
     """The same rows from another class."""
+
+
+def seeded(worker):
+    """Does nothing, under another name than Lightning's."""
 
 
 CHANGES = {
@@ -95,11 +100,14 @@ def test_a_training_that_differs_is_refused_and_the_field_is_named(field, call, 
     assert Record.open(tmp_path / "record", KEY).requests == ()
 
 
-@pytest.mark.parametrize("field", ["loader.batch_size", "plan.epochs_per_slice", "trainer.accumulate_grad_batches"])
+@pytest.mark.parametrize(
+    "field", ["loader.batch_size", "plan.epochs_per_slice", "trainer.accumulate_grad_batches", "workers"]
+)
 def test_a_fit_with_other_numbers_is_refused_where_a_request_takes_the_records(field, recorded, tmp_path):
     shutil.copytree(recorded / "record", tmp_path / "record")
     changes = {
         "loader.batch_size": ({}, {"batch_size": 7}),
+        "workers": ({}, {"worker_init_fn": seeded, "num_workers": 1}),
         "plan.epochs_per_slice": ({"max_epochs": 9}, {}),
         "trainer.accumulate_grad_batches": ({"accumulate_grad_batches": 3}, {}),
     }

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pybrush_lightning import SISA, _private
-from tests.lightning.twin import Net, OtherNet, Rows
+from tests.lightning.models import Net, OtherNet, Rows
 
 PACKAGES = {"lightning": (lightning, Net), "pytorch_lightning": (pytorch_lightning, OtherNet)}
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}

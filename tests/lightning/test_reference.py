@@ -6,7 +6,8 @@ from torch import nn
 
 from pybrush.record import Record
 from tests import reference
-from tests.lightning.twin import KEY, SEED, Case, Net, Repeated, Rows, answers, data_for, module_for, trainer_for
+from tests.lightning.models import Net, Noisy, Repeated, Rows
+from tests.lightning.twin import KEY, SEED, Case, answers, data_for, module_for, trainer_for
 
 CASES = {
     "momentum": Case(sisa={"ids": "names"}, epochs=3),
@@ -14,6 +15,10 @@ CASES = {
     "accumulation": Case(sisa={"ids": "names"}, trainer={"accumulate_grad_batches": 2, "gradient_clip_val": 0.3}),
     "no short batches": Case(sisa={"ids": "names"}, loader={"drop_last": True}, slices=1),
     "equal rows": Case(rows=Repeated, shards=3),
+    "its own collate": Case(sisa={"ids": "names"}, loader={"collate_fn": lambda batch: halved(batch)}),
+    "a worker that draws": Case(
+        sisa={"ids": "names", "content": "off"}, rows=Noisy, loader={"num_workers": 1}, epochs=3
+    ),
     "subjects": Case(sisa={"subjects": "owners", "ids": "names"}, shards=3),
 }
 
@@ -32,10 +37,26 @@ def optimizer_for(name, network):
     return torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9), None
 
 
-def train_epoch(network, optimizer, rows, batches, accumulate=1, clip=None):
+def halved(batch):
+    inputs, labels = torch.utils.data.default_collate(batch)
+    return inputs / 2, labels
+
+
+def reader(name, rows, seed):
+    """Return what reads a batch's inputs; a worker draws from the seed of its epoch."""
+    if name == "its own collate":
+        return lambda batch: rows.x[batch] / 2
+    if name != "a worker that draws":
+        return lambda batch: rows.x[batch]
+    first = torch.empty((), dtype=torch.int64).random_(generator=torch.Generator().manual_seed(seed & (2**63 - 1)))
+    noise = torch.Generator().manual_seed(int(first))
+    return lambda batch: torch.stack([rows.x[row] + 0.1 * torch.randn(6, generator=noise) for row in batch])
+
+
+def train_epoch(network, optimizer, read, labels, batches, accumulate=1, clip=None):
     network.train()
     for number, batch in enumerate(batches, start=1):
-        loss = nn.functional.cross_entropy(network(rows.x[batch]), rows.y[batch]) / accumulate
+        loss = nn.functional.cross_entropy(network(read(batch)), labels[batch]) / accumulate
         loss.backward()
         if number % accumulate == 0 or number == len(batches):
             if clip is not None:
@@ -58,7 +79,8 @@ def plain_constituents(name, case, rows, names, placements, initial):
             torch.manual_seed(reference.seed_of(SEED, shard, last, epoch, "train"))
             order = reference.epoch_order(members, SEED, shard, last, epoch)
             batches = reference.batches(order, 5, case.loader.get("drop_last", False))
-            train_epoch(network, optimizer, rows, batches, accumulate, clip)
+            read = reader(name, rows, reference.seed_of(SEED, shard, last, epoch, "workers"))
+            train_epoch(network, optimizer, read, rows.y, batches, accumulate, clip)
             if scheduler is not None:
                 scheduler.step()
     return {shard: network for shard, (network, _, _) in done.items()}

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import callbacks as library
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
-from torch.optim import lr_scheduler as rates
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, WeightedRandomSampler
 
 from pybrush.errors import (
@@ -25,8 +24,9 @@ from pybrush.errors import (
 from pybrush.guarantee import Budget
 from pybrush.record import Record
 from pybrush_lightning import SISA, unlearn
+from tests.lightning.models import Net, Rows, WithLoader
 from tests.lightning.test_bitwise import fitted
-from tests.lightning.twin import CASES, KEY, Case, Net, Rows, WithLoader, trainer_for
+from tests.lightning.twin import CASES, KEY, Case, trainer_for
 
 ROWS = Rows()
 
@@ -179,93 +179,6 @@ def test_a_parameter_without_a_shape_is_refused(tmp_path):
 
     with pytest.raises(UnsupportedError, match=r"net\.weight has no shape"):
         trainer_for(CASES["momentum"], tmp_path).fit(Lazy(), loader())
-
-
-# Schedulers
-
-
-class Scheduled(Net):
-    def __init__(self, make, **config):
-        super().__init__()
-        self.make, self.config, self.read = make, config, []
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        self.read.append(self.trainer.max_epochs)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make(optimizer, self), **self.config}}
-
-
-def cosine(epochs):
-    return lambda optimizer, module: rates.CosineAnnealingLR(optimizer, epochs or module.trainer.max_epochs)
-
-
-def one_cycle(optimizer, module):
-    return rates.OneCycleLR(optimizer, 0.1, total_steps=2)
-
-
-def warm(optimizer, module):
-    return rates.CosineAnnealingWarmRestarts(optimizer, 3, eta_min=0.01)
-
-
-def plateau(optimizer, module):
-    return rates.ReduceLROnPlateau(optimizer)
-
-
-BAD_SCHEDULERS = {
-    "every step": (cosine(None), {"interval": "step"}, "steps every batch"),
-    "plateau every step": (plateau, {"interval": "step", "monitor": "loss"}, "steps every batch"),
-    "too short a cycle": (one_cycle, {}, "raises within 4 epochs"),
-    "down to zero": (cosine(2), {}, "rate of zero"),
-    "up again": (warm, {}, "raises its rate again"),
-}
-GOOD_SCHEDULERS = {
-    "the horizon's cosine": (cosine(None), {}),
-    "steps": (lambda o, _: rates.StepLR(o, 1, 0.5), {}),
-    "warm-up, then down": (
-        lambda o, _: rates.SequentialLR(o, [rates.LinearLR(o, 0.1, 1.0, 2), rates.ExponentialLR(o, 0.5)], [2]), {}
-    ),
-    "every second epoch, a cosine of two": (cosine(2), {"frequency": 2}),
-    "plateau": (plateau, {"monitor": "loss"}),
-}  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using")
-@pytest.mark.parametrize("kind", BAD_SCHEDULERS)
-def test_a_scheduler_that_cannot_be_cut_into_slices_is_refused(kind, tmp_path):
-    make, config, match = BAD_SCHEDULERS[kind]
-    with pytest.raises(UnsupportedError, match=f"{match}(.|\n)*slices=1"):
-        trainer_for(Case(epochs=3), tmp_path).fit(Scheduled(make, **config), loader())
-    assert not (tmp_path / "record" / "ledger.sqlite").exists()
-
-
-@pytest.mark.filterwarnings("ignore:The epoch parameter in")
-@pytest.mark.parametrize("kind", GOOD_SCHEDULERS)
-def test_a_scheduler_that_can_be_cut_runs_through_the_horizon_as_in_one_piece(kind, tmp_path):
-    make, config = GOOD_SCHEDULERS[kind]
-
-    class Noting(Scheduled):
-        def on_train_epoch_start(self):
-            seen.append((self.trainer.current_epoch, self.trainer.optimizers[0].param_groups[0]["lr"]))
-
-    seen = []
-    trainer_for(Case(epochs=3, shards=1), tmp_path).fit(Noting(make, **config), loader())
-    module = Scheduled(make, **config)
-    module.trainer = lightning.Trainer(max_epochs=4, accelerator="cpu", logger=False)
-    scheduler = module.configure_optimizers()["lr_scheduler"]["scheduler"]
-    expected = [scheduler.optimizer.param_groups[0]["lr"]]
-    for epoch in range(1, 4):
-        if epoch % config.get("frequency", 1) == 0 and kind != "plateau":
-            scheduler.optimizer.step()
-            scheduler.step()
-        expected.append(scheduler.optimizer.param_groups[0]["lr"])
-    assert seen == list(enumerate(expected))
-
-
-def test_with_one_slice_every_scheduler_goes(tmp_path):
-    for number, (make, config, _) in enumerate(BAD_SCHEDULERS.values()):
-        case = Case(epochs=3, slices=1, shards=1)
-        if make not in (one_cycle, plateau):
-            trainer_for(case, tmp_path / str(number)).fit(Scheduled(make, **config), loader())
 
 
 # Checkpoints and trial runs
@@ -421,3 +334,68 @@ def test_before_a_request_is_accepted_no_hook_no_logger_and_no_checkpoint_fires(
     assert listening.heard == []
     assert not (tmp_path / "saved").exists() and not Path(logger.log_dir).exists()
     assert Record.open(tmp_path / "record", KEY).requests == ()
+
+
+def test_checkpoints_that_no_request_could_erase_are_refused(tmp_path):
+    remote = library.ModelCheckpoint("memory://somewhere")
+    trainer = trainer_for(CASES["momentum"], tmp_path, enable_checkpointing=True, callbacks=[remote])
+    with pytest.raises(UnsupportedError, match="memory://somewhere"):
+        trainer.fit(Net(), loader())
+    trainer, _ = fitted("momentum", tmp_path)
+    with pytest.raises(UnsupportedError, match="memory://by-hand"):
+        trainer.save_checkpoint("memory://by-hand.ckpt")
+
+
+class Late(Net):
+    """Builds its network in a hook of Lightning's."""
+
+    def __init__(self):
+        lightning.LightningModule.__init__(self)
+        self.optimizer, self.scheduler, self.net = "momentum", None, None
+
+    def build(self):
+        if self.net is None:
+            self.net = Net().net
+
+
+class InConfigureModel(Late):
+    def configure_model(self):
+        self.build()
+
+
+class InSetup(Late):
+    def setup(self, stage):
+        self.build()
+
+
+def test_a_module_that_builds_itself_late_is_built_for_a_request_or_the_user_is_told_how(tmp_path):
+    for number, kind in enumerate([InConfigureModel, InSetup]):
+        folder = tmp_path / str(number)
+        trainer_for(CASES["momentum"], folder).fit(kind(), loader())
+        later, module = trainer_for(CASES["momentum"], folder), kind()
+        if kind is InSetup:
+            with pytest.raises(ConfigurationError, match=r"model\.setup\('fit'\)"):
+                later.unlearn(rows=[3], model=module, train_dataloaders=loader())
+            module.setup("fit")
+        assert later.unlearn(rows=[3], model=module, train_dataloaders=loader()).forgotten == 1
+
+
+def test_a_record_of_a_relative_path_stays_where_it_is_when_the_folder_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = trainer_for(CASES["momentum"], ".")
+    trainer.fit(Net(), loader())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert trainer.unlearn(rows=[3]).forgotten == 1
+    assert (tmp_path / "record" / "ledger.sqlite").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:.*this fit will run with no optimizer")
+def test_a_module_without_an_optimizer_is_recorded_as_it_is(tmp_path):
+    class Untrained(Net):
+        def configure_optimizers(self):
+            return None
+
+    trainer = trainer_for(CASES["momentum"], tmp_path)
+    trainer.fit(Untrained(), loader())
+    assert trainer.unlearn(rows=[3]).forgotten == 1

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 from pybrush.errors import GuaranteeError, LockedError
 from pybrush.record import Record
 from pybrush.record.locks import request_lock
+from tests.lightning.models import KILL, Net, Rows
 from tests.lightning.test_bitwise import assert_as_if_never_seen, assert_same_record, fitted
-from tests.lightning.twin import CASES, KEY, KILL, Net, Rows, answers, data_for, module_for, trainer_for
+from tests.lightning.twin import CASES, KEY, answers, data_for, module_for, trainer_for
 
 NAME = "momentum"
 

@@ -20,8 +20,9 @@ from torch.utils.data import (
 from pybrush.errors import ConfigurationError, ContentError, ForgetError, IdError, UnknownSamplesError
 from pybrush.record import Record
 from pybrush_lightning import SISA
+from tests.lightning.models import Net, Noisy, Repeated, Rows
 from tests.lightning.test_bitwise import assert_as_if_never_seen, fitted
-from tests.lightning.twin import CASES, KEY, Net, Noisy, Repeated, Rows, answers, data_for, trainer_for
+from tests.lightning.twin import CASES, KEY, answers, data_for, trainer_for
 
 SEEN = []
 """(epoch, position of each row of the batch, batches in the epoch) of every training step."""

@@ -6,15 +6,17 @@ import lightning
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from lightning.pytorch import callbacks as library
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pybrush.errors import TrainingError, UnsupportedError
+from pybrush.errors import ConfigurationError, TrainingError, UnsupportedError
 from pybrush.record import Record, states
 from pybrush_lightning import state
+from tests.lightning.models import Net, Rows, Validated
 from tests.lightning.test_bitwise import assert_same_record
-from tests.lightning.twin import CASES, KEY, Net, Rows, Validated, data_for, trainer_for
+from tests.lightning.twin import CASES, KEY, data_for, trainer_for
 
 
 class Stream:
@@ -216,3 +218,151 @@ def test_sparse_attributes_and_the_like_are_no_plain_values(tmp_path):
     trainer.fit(Sparse(), **data_for(CASES["momentum"]))
     with pytest.raises(UnsupportedError):
         states.pack(Sparse().adjacency)
+
+
+class CountsItsOptimizers(Net):
+    """Changes an attribute and draws where it makes its optimizer."""
+
+    made = 0
+
+    def configure_optimizers(self):
+        self.made += 1
+        torch.rand(1)
+        return super().configure_optimizers()
+
+
+def test_looking_at_the_optimizer_before_training_changes_nothing(tmp_path):
+    trainer, module = trainer_for(CASES["momentum"], tmp_path), CountsItsOptimizers()
+    trainer.fit(module, **data_for(CASES["momentum"]))
+    made, before = module.made, torch.get_rng_state()
+    trainer.unlearn(rows=[3], dry_run=True)
+    assert module.made == made
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Frozen(Net):
+    """Its first layer is frozen from the start, its last one from the third step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[0].requires_grad_(False)
+        self.steps = 0
+
+    def training_step(self, batch, index):
+        self.steps += 1
+        if self.steps == 3:
+            self.net[4].bias.requires_grad_(False)
+        STEPS.append((self.steps, self.net[0].weight.requires_grad, self.net[4].bias.requires_grad))
+        return super().training_step(batch, index)
+
+
+STEPS = []
+
+
+def test_what_is_frozen_stays_frozen_and_what_a_shard_freezes_is_free_in_the_next(tmp_path):
+    STEPS.clear()
+    trainer, module = trainer_for(CASES["momentum"], tmp_path), Frozen()
+    before = module.net[0].weight.detach().clone()
+    trainer.fit(module, **data_for(CASES["momentum"]))
+    assert torch.equal(module.net[0].weight, before)
+    assert all((first, last) == (False, steps < 3) for steps, first, last in STEPS)
+    assert len([steps for steps, *_ in STEPS if steps == 1]) == 2
+
+
+class KeepsGraphs(Net):
+    """Keeps what is still part of a graph, as logging code does."""
+
+    def training_step(self, batch, index):
+        self.last_logits = self(batch[0])
+        self.last_losses = [super().training_step(batch, index)]
+        return self.last_losses[0]
+
+
+def test_tensors_of_a_graph_may_be_kept(tmp_path):
+    trainer, module = trainer_for(CASES["momentum"], tmp_path), KeepsGraphs()
+    trainer.fit(module, **data_for(CASES["momentum"]))
+    assert trainer.unlearn(rows=[3]).forgotten == 1
+    assert module.last_logits.shape[1] == 3 and not module.last_logits.requires_grad
+
+
+class TrainsATensor(Net):
+    """Trains a tensor that is no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = torch.ones((), requires_grad=True)
+
+    def forward(self, x):
+        return super().forward(x) * self.temperature
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([*self.parameters(), self.temperature], lr=0.1)
+
+
+def test_a_tensor_that_is_trained_without_being_a_parameter_is_refused_by_name(tmp_path):
+    with pytest.raises(TrainingError, match=r"module\.temperature"):
+        trainer_for(CASES["momentum"], tmp_path).fit(TrainsATensor(), **data_for(CASES["momentum"]))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "view", "array", "list", "callback"])
+def test_a_module_that_holds_the_training_data_is_refused_before_a_record_is_made(kind, tmp_path):
+    rows, module, callback = Rows(), Net(), library.Callback()
+    held = {"tensor": rows.x, "view": {"first": rows.x[:3]}, "array": rows.x.numpy(), "list": rows.names}
+    if kind == "callback":
+        callback.images = [rows.x]
+    else:
+        module.images = held[kind]
+    trainer = trainer_for(CASES["momentum"], tmp_path, callbacks=[callback])
+    with pytest.raises(ConfigurationError, match=r"\.images is training data"):
+        trainer.fit(module, DataLoader(rows, batch_size=5, shuffle=True))
+    assert not (tmp_path / "record").exists()
+
+
+def test_metrics_that_share_their_state_are_rewound_with_the_stages(tmp_path):
+    class Measured(Net):
+        def __init__(self):
+            super().__init__()
+            metrics = {"p": torchmetrics.Precision, "r": torchmetrics.Recall, "a": torchmetrics.Accuracy}
+            kinds = {name: kind(task="multiclass", num_classes=3) for name, kind in metrics.items()}
+            self.metrics = torchmetrics.MetricCollection(kinds)
+
+        def training_step(self, batch, index):
+            logits = self(batch[0])
+            self.metrics.update(logits, batch[1])
+            loss = nn.functional.cross_entropy(logits, batch[1])
+            return loss * (1 + sum(self.metrics.compute().values()))
+
+    folders = []
+    for gone in ([], [3, 20]):
+        folder = tmp_path / str(len(gone))
+        folder.mkdir()
+        torch.manual_seed(0)
+        trainer = trainer_for(CASES["momentum"], folder)
+        trainer.fit(Measured(), **data_for(CASES["momentum"], gone))
+        folders.append(folder)
+        if not gone:
+            trainer.unlearn(rows=[3, 20])
+    assert_same_record(*folders)
+
+
+def test_the_sanity_check_leaves_no_trace_in_any_stage(tmp_path):
+    class Moved(Validated):
+        moved = 0
+
+        def validation_step(self, batch, index):
+            self.moved = self.moved + 1
+            with torch.no_grad():
+                self.net[1].running_mean += 1
+            super().validation_step(batch, index)
+
+    folders = []
+    for steps in (0, 2):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        torch.manual_seed(0)
+        trainer = trainer_for(CASES["momentum"], folder, num_sanity_val_steps=steps)
+        validation = DataLoader(Rows(seed=9), batch_size=7)
+        trainer.fit(Moved(), **data_for(CASES["momentum"]), val_dataloaders=validation)
+        trainer.unlearn(rows=[3])
+        folders.append(folder)
+    assert_same_record(*folders)

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 import pybrush_lightning
 from pybrush.record import Record
+from tests.lightning.models import Net, OtherNet, Rows, Validated
 from tests.lightning.test_bitwise import assert_same_record
-from tests.lightning.twin import CASES, KEY, Case, Net, OtherNet, Rows, Validated, data_for, trainer_for
+from tests.lightning.twin import CASES, KEY, Case, data_for, trainer_for
 
 CASE = Case(epochs=3, shards=2, slices=2)
 """Two epochs a stage, four in all, of which the user asked for three."""
@@ -212,3 +213,16 @@ def test_importing_twice_wraps_once_and_a_variable_leaves_the_trainers_alone():
     environment = {**os.environ, "PYBRUSH_NO_PATCH": "1"}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class StopsItself(Net):
+    """Ends its first slice after one epoch of two."""
+
+    def on_train_epoch_start(self):
+        NOTES.append(("epoch", self.current_epoch))
+        self.trainer.should_stop = self.current_epoch == 0
+
+
+def test_a_stage_that_the_module_stops_counts_in_full(tmp_path, notes):
+    trainer_for(CASE, tmp_path).fit(StopsItself(), **data_for(CASE))
+    assert of("epoch", notes) == [(0,), (2,), (3,)] * 2
