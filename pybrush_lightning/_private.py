@@ -173,19 +173,6 @@ def attached(trainer: Trainer, module: LightningModule, datamodule: Any = None) 
             part._trainer = held
 
 
-@contextmanager
-def detached(module: Any) -> Iterator[None]:
-    """Take the trainer off a module and its submodules for a while, so that a copy does not copy it too."""
-    held = {part: vars(part)["_trainer"] for part in module.modules() if vars(part).get("_trainer") is not None}
-    for part in held:
-        vars(part)["_trainer"] = None
-    try:
-        yield
-    finally:
-        for part, trainer in held.items():
-            vars(part)["_trainer"] = trainer
-
-
 def set_progress(loop: Any, epochs: int, steps: int, batches: int) -> None:
     """Let a fit loop stand where `epochs`, optimizer `steps` and `batches` are done."""
     for progress, count in ((loop.epoch_progress, epochs), (loop.epoch_loop.batch_progress, batches)):

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from pybrush.errors import ConfigurationError
 from pybrush.record import Record
-from pybrush_lightning import _private
 from pybrush_lightning.attributes import Attributes, known_parts, write_attributes
 
 Space = Literal["logits", "log_probs", "probs", "values"]
@@ -133,9 +132,8 @@ class AggregateModule(nn.Module):
 
 
 def _filled(module: nn.Module, constituent: Constituent) -> nn.Module:
-    """Return a copy of a module that is one constituent, on the CPU and free of its trainer."""
-    with _private.detached(module):
-        member = copy.deepcopy(module).cpu()
+    """Return a copy of a module that is one constituent, on the CPU; Lightning's modules leave their trainer behind."""
+    member = copy.deepcopy(module).cpu()
     own, stored = tensors_of(member), constituent.tensors
     if own.keys() != stored.keys() or any(own[name].shape != stored[name].shape for name in own):
         raise ConfigurationError(

@@ -291,7 +291,6 @@ class Raising(Net):
     """Raises in its test step."""
 
     def test_step(self, batch, index):
-        self(batch[0])
         raise ArithmeticError("on purpose")
 
 
@@ -305,6 +304,8 @@ def test_an_error_in_a_step_leaves_nothing_behind_and_the_next_loop_works(tmp_pa
     with pytest.raises(ArithmeticError):
         trainer.test(module, loader(), verbose=False)
     assert patches(module) == before
+    stranger = DataLoader(TensorDataset(INPUTS), batch_size=8)
+    assert trainer.predict(Around(), stranger) == [0] * 6
     assert torch.equal(answers(trainer, module), first)
 
 
