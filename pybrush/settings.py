@@ -1,4 +1,4 @@
-"""What `pybrush unlearn` and `pybrush verify` can be told: the shape of conf/pybrush/unlearn.yaml and verify.yaml.
+"""What `pybrush plan`, `unlearn` and `verify` can be told: the shape of the YAML files of these names in conf/pybrush.
 
 The YAML files document each setting and hold the defaults; here are their types, and the checks of the words
 on the command line before Hydra sees them.
@@ -13,9 +13,13 @@ from typing import Any
 
 from pybrush import forget_file
 from pybrush.errors import ConfigurationError
+from pybrush.plan.forecast import usual_requests
 
 _PATHS = ("record", "report", "forget.file")
 """Settings that are paths: taken as they stand, whatever Hydra's grammar makes of their characters."""
+
+_NUMBERS = ("samples", "shards", "slices", "epochs", "model_bytes")
+"""Settings of plan.yaml that describe a training in bare numbers."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,43 @@ class VerifySettings:
     """verify.yaml."""
 
     record: str
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """plan.yaml.
+
+    Numbers are checked where they are used, so that an error names them as everywhere else.
+
+    Raises:
+        ConfigurationError: for a record and numbers besides, and for numbers of which some are missing.
+    """
+
+    record: str | None = None
+    samples: Any = None
+    shards: Any = None
+    slices: Any = None
+    epochs: Any = None
+    model_bytes: Any = None
+    requests: Any = None
+
+    def __post_init__(self) -> None:
+        if self.record is not None and self.numbers:
+            raise ConfigurationError(f"{', '.join(self.numbers)}: a record has its own; leave out record= or these.")
+        missing = [name for name in ("samples", "shards", "slices", "epochs") if name not in self.numbers]
+        if self.numbers and missing:
+            raise ConfigurationError(f"bare numbers need {', '.join(f'{name}=' for name in missing)} too.")
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The bare numbers that were given."""
+        return {name: getattr(self, name) for name in _NUMBERS if getattr(self, name) is not None}
+
+    def counts(self, samples: int) -> Sequence[Any]:
+        """Return the numbers of forgotten samples to price, of so many."""
+        if self.requests is None:
+            return usual_requests(samples)
+        return self.requests if isinstance(self.requests, (list, tuple)) else [self.requests]
 
 
 def path_of(text: str) -> Path:

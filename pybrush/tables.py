@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pybrush.guarantee import Exact
+from pybrush.plan import epochs_per_slice, forecast
+from pybrush.plan.forecast import Price, Sizes
 from pybrush.record import Record, Verification
 from pybrush.result import UnlearnResult
 
@@ -31,6 +33,33 @@ def show_training(record: Record, metrics: Mapping[str, float]) -> None:
         *((name, f"{value:.4f}") for name, value in metrics.items()),
     ])  # fmt: skip
     show_line(f"to forget samples:  pybrush unlearn record={record.folder} forget.file=FILE guarantee=exact")
+
+
+def show_forecast(sizes: Sizes, requests: Iterable[int]) -> None:
+    """Show what a training in shards and slices will cost, and what requests on it will."""
+    found = forecast.prices(sizes, requests)
+    one, ledger = sizes.stage_bytes, _bytes(forecast.ledger_bytes(sizes))
+    states = sizes.shards * sizes.slices + 1
+    place = f"{states} of them; what one takes is not known: say model_bytes="
+    if one is not None:
+        place = f"about {_bytes(states * one)}: {states} of up to {_bytes(one)}, parameters, buffers and two moments"
+    disk = [("states on disk", place), ("ledger on disk", f"about {ledger}")]
+    _show_prices(sizes, found, forecast.training_share(sizes), disk)
+
+
+def show_recorded(record: Record, requests: Iterable[int]) -> None:
+    """Show what requests on a record will cost, beside what it was measured to take."""
+    plan, stages, rows = record.plan, record.graph(), record.samples().rows
+    subjects = bool(record.ledger.rows("SELECT 1 FROM subjects LIMIT 1"))
+    sizes = Sizes(rows, plan.shards, plan.slices, plan.epochs, has_subjects=subjects)
+    keys = ["initial", *(stage.key for stage in stages if record.store.has(stage.key))]
+    measured = sum(file.stat().st_size for key in keys for file in record.store.path(key).iterdir())
+    disk = [
+        ("states on disk", f"{_bytes(measured)}; {len(keys)} of them"),
+        ("ledger on disk", _bytes(record.ledger.path.stat().st_size)),
+    ]
+    share = sum(stage.rows for stage in stages) * plan.epochs_per_slice / (rows * plan.epochs)
+    _show_prices(sizes, forecast.prices(sizes, requests), share, disk)
 
 
 def show_result(result: UnlearnResult) -> None:
@@ -77,6 +106,45 @@ def show_verification(record: Record, found: Verification) -> None:
 def show_line(text: str) -> None:
     """Show one line, whole."""
     _console().print(text, soft_wrap=True)
+
+
+def _show_prices(sizes: Sizes, prices: Iterable[Price], training_share: float, disk: Rows) -> None:
+    from rich.table import Table
+
+    ends, each = forecast.saving_ends(sizes.shards), epochs_per_slice(sizes.epochs, sizes.slices)
+    note = f"{ends} samples or more in one request (3 a shard) rebuild practically everything"
+    if sizes.shards * sizes.slices == 1:
+        note = "with one shard and one slice every request is a full retrain"
+    _show("planned", [
+        ("samples", f"{sizes.samples:,}"),
+        ("shards x slices", f"{sizes.shards} x {sizes.slices}, stages of {each} epochs"),
+        ("row visits of training", f"{training_share:.3f} of a fit of {sizes.epochs} epochs without slices"),
+        *disk,
+        ("note", note),
+        *([("note", _SUBJECTS)] if sizes.has_subjects else []),
+    ])  # fmt: skip
+    table = Table(title="expected row visits of forgetting", title_justify="left")
+    for name in ("samples", *("in one request: shards hit", "of a retrain"), *("one by one: of a retrain", "in all")):
+        table.add_column(name, justify="right")
+    whole = sizes.samples * sizes.epochs
+    for price in prices:
+        together, turn = price.together, price.in_turn
+        table.add_row(
+            f"{price.samples:,}", f"{together.shards_hit:.2f} of {sizes.shards}",
+            f"{together.visits / together.retrain_visits:.3f}", f"{turn.visits / turn.retrain_visits:.3f}",
+            f"{turn.visits / whole:.3f}",
+        )  # fmt: skip
+    _console().print(table)
+
+
+_SUBJECTS = "a person whose rows lie in one cell costs what a sample does; rows in several cells cost several rebuilds"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"
 
 
 def _guaranteed(result: UnlearnResult) -> Rows:

@@ -13,9 +13,11 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
+from pybrush.plan.forecast import Sizes
 from pybrush.record import Record
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, aggregate
+from pybrush_lightning.sizes import sizes_of
 from pybrush_lightning.unlearn import unlearn
 
 _ADVICE = (
@@ -64,6 +66,10 @@ class LightningAdapter:
         """Evaluate a fitted module, by all constituents together; return what it logged."""
         found = trainer.test(model, datamodule=data, verbose=False)
         return {name: float(value) for metrics in found for name, value in metrics.items()}
+
+    def sizes(self, trainer: Any, model: Any, data: Any) -> Sizes:
+        """Return what a fit of a module on a data module would be made for; nothing is trained."""
+        return sizes_of(trainer, model, data)
 
     def unlearn(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> UnlearnResult:
         """Serve a request, given as the keyword arguments of `pybrush_lightning.unlearn`."""

@@ -15,6 +15,7 @@ from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
 from pybrush_lightning import _private, fingerprint, state
 from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
+from pybrush_lightning.fresh import renew, renewed
 from pybrush_lightning.randomness import kept_randomness, seed_all
 from pybrush_lightning.stage_data import LoaderPlan, stage_loader
 from pybrush_lightning.stage_loop import Counters, counters, installed, stage_loop
@@ -128,6 +129,7 @@ class LightningLearner:
         _private.reset_metrics(trainer)
         seed_all(seeds(0, "stage", trainer.global_rank))
         _private.set_up_optimizers(trainer)
+        renew(trainer.optimizers, trainer.lr_scheduler_configs)
         # Before they go on from the parent's state: the check steps through the whole horizon.
         check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
         if self._optimization is not None:
@@ -178,8 +180,9 @@ class LightningLearner:
             seed_all(0)  # whatever it draws must be the same in every process
             try:
                 optimizers, configs = _private.make_optimizers(trainer, module)
-                check_schedulers(configs, self.slices, self.epochs, self.horizon)
-                return fingerprint.describe_optimization(optimizers, configs)
+                with renewed(optimizers, configs):
+                    check_schedulers(configs, self.slices, self.epochs, self.horizon)
+                    return fingerprint.describe_optimization(optimizers, configs)
             finally:
                 trainer.state.fn = before
                 write_attributes(module, attributes, known)

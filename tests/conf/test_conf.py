@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pybrush.app import main
 from pybrush.errors import MissingExtraError
 from pybrush.record import Record
-from pybrush.settings import UnlearnSettings, VerifySettings, leaves
+from pybrush.settings import PlanSettings, UnlearnSettings, VerifySettings, leaves
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "pybrush"
 GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -82,6 +82,10 @@ def test_a_settings_file_has_the_fields_and_defaults_of_its_dataclass(name, shap
     expected = dict(leaves(dataclasses.asdict(shape(**required))))
     expected.pop("record")
     assert found == expected | ({"missing": False} if "missing" in expected else {})
+
+
+def test_the_settings_file_of_a_plan_has_the_fields_and_defaults_of_its_dataclass():
+    assert OmegaConf.to_container(OmegaConf.load(CONF / "plan.yaml")) == dataclasses.asdict(PlanSettings())
 
 
 def test_short_overrides_reach_their_place():
