@@ -95,7 +95,7 @@ def test_a_checkpoint_is_announced_before_it_is_read(fitted):
 def test_the_last_checkpoint_is_looked_for_where_we_say_too(fitted, tmp_path):
     trainer, _ = fitted
     kind = next(kind for kind in _private.checkpoint_classes() if isinstance(trainer.checkpoint_callback, kind))
-    own = type("Own", (kind,), {})
+    own = type("Own", (kind,), {"_find_last_checkpoints": kind._find_last_checkpoints.__wrapped__})
     _private.extend_last_checkpoints(own, lambda callback, trainer: {callback.dirpath})
     once = own._find_last_checkpoints
     _private.extend_last_checkpoints(own, lambda callback, trainer: {"twice"})
