@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pybrush.errors import ContentError, MissingRowsError, RecordError
+from pybrush.errors import ContentError, CorruptRecordError, MissingRowsError, RecordError
 from pybrush.learner import Horizon, Learner
 from pybrush.plan.graph import Stage
 from pybrush.plan.order import Positions, Seeds, StageRows
+from pybrush.plan.outlook import Outlook, clock
 from pybrush.record.files import remove_folder
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Record
@@ -87,25 +89,64 @@ def build(record: Record, sources: Sources, samples: Samples, holdings: Holdings
     Returns:
         The manifests of the stages that were trained here.
     """
-    built = []
+    _announce(record, todo)
+    built: list[Manifest] = []
     for number, stage in enumerate(todo, start=1):
         if record.store.has(stage.key):  # another process was faster
             continue
-        where = (number, len(todo), stage.shard, stage.slice, stage.rows)
-        _log.info("stage %d of %d: shard %d, slice %d, %d rows", *where)
+        outlook = _outlook(record, todo, number, built)
         rows = holdings.stage_rows(samples, stage.shard, stage.slice)
-        built.append(_build_stage(record, sources, stage, rows))
+        built.append(_build_stage(record, sources, stage, rows, outlook))
+        _log.info(
+            "stage %d of %d is built: shard %d, slice %d, %d rows, %d epochs, %.1f s; %s left",
+            *(number, len(todo), stage.shard, stage.slice, stage.rows, record.plan.epochs_per_slice),
+            *(built[-1].seconds, clock(outlook.left(1.0, built[-1].seconds))),
+        )
     return built
 
 
-def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows) -> Manifest:
+def _announce(record: Record, todo: list[Stage]) -> None:
+    """Say what will be built, and how long that took others."""
+    if todo:
+        rows, outlook = sum(stage.rows for stage in todo), _outlook(record, todo, 1, [])
+        _log.info(
+            "%d stages of %d rows in all will be built, %d epochs each; %s left",
+            *(len(todo), rows, record.plan.epochs_per_slice, clock(outlook.left())),
+        )
+
+
+def _outlook(record: Record, todo: list[Stage], number: int, built: list[Manifest]) -> Outlook:
+    """Return what the stage of a number should know of the others; the pace is that of this call, else the record's."""
+    epochs, manifests = record.plan.epochs_per_slice, built or _recorded(record)
+    return Outlook(
+        number=number,
+        count=len(todo),
+        shards=record.plan.shards,
+        slices=record.plan.slices,
+        visits=todo[number - 1].rows * epochs,
+        later=sum(stage.rows for stage in todo[number:] if not record.store.has(stage.key)) * epochs,
+        measured=sum(manifest.rows for manifest in manifests) * epochs,
+        seconds=sum(manifest.seconds for manifest in manifests),
+    )
+
+
+def _recorded(record: Record) -> list[Manifest]:
+    """Return the manifests of the record's stages that can be read; an estimate must stop nobody from forgetting."""
+    found = []
+    for stage in record.graph():
+        if record.store.has(stage.key):
+            with suppress(CorruptRecordError):
+                found.append(record.store.manifest(stage.key))
+    return found
+
+
+def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook) -> Manifest:
     plan, learner = record.plan, sources.learner
     state, parent = record.store.load("initial" if stage.starts_shard else stage.parent)
     learner.write_state(state)
     before = plan.epochs_per_slice * stage.trained_before
-    horizon = Horizon(
-        stage.shard, stage.slice, plan.epochs_per_slice, before, plan.epochs_per_slice * plan.slices, stage.key
-    )
+    total = plan.epochs_per_slice * plan.slices
+    horizon = Horizon(stage.shard, stage.slice, plan.epochs_per_slice, before, total, stage.key, outlook)
     started = time.perf_counter()
     seeds = Seeds(plan.seed, stage.shard, stage.slice)
     trained = learner.train_stage(sources.data, _ordering(plan.order, plan.seed, stage, rows), horizon, seeds)

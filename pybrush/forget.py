@@ -19,7 +19,7 @@ from pybrush.errors import FingerprintError, ForgetError, GuaranteeError, Record
 from pybrush.guarantee import Budget, as_plain
 from pybrush.learner import Learner
 from pybrush.names import Namer
-from pybrush.outcome import cost_of, exact_guarantee, foretold, notes_on, rebuilt, unchanged
+from pybrush.outcome import cost_of, exact_guarantee, foretold, full_retrain_note, notes_on, rebuilt, unchanged
 from pybrush.plan.graph import Stage
 from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
@@ -296,6 +296,8 @@ def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, kn
         target = work.target
         changed = rebuilt(record, target)
         if work.todo:
+            for note in full_retrain_note(changed, target.stages):
+                _log.info("%s", note)
             sources.learner.session(lambda: build(record, sources, target.samples, work.holdings, work.todo))
         cost = cost_of(record, target.stages, changed)
         guarantee = as_plain(exact_guarantee(record, target.stages))

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
+from pybrush.plan.outlook import Outlook
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class Horizon:
         epochs_before: epochs that the shard was trained before it; the stage starts at this epoch.
         total: epochs of a shard of which every slice is trained: what schedules may rely on.
         key: the stage's key, under which files that user code writes meanwhile are registered.
+        outlook: what is built besides, for what is shown meanwhile.
     """
 
     shard: int
@@ -35,6 +37,7 @@ class Horizon:
     epochs_before: int
     total: int
     key: str = ""
+    outlook: Outlook = field(default_factory=Outlook)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ shape, so everything is reached from the instances at hand, never by isinstance 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -101,8 +102,8 @@ def validation_source(trainer: Trainer) -> Any:
 
 
 @contextmanager
-def checkpoints_checked(trainer: Trainer, check: Callable[[str], None]) -> Iterator[None]:
-    """Call `check` with the path of each checkpoint that the trainer is about to load, before it is read.
+def checkpoints_checked(trainer: Trainer, check: Callable[[str], str | None]) -> Iterator[None]:
+    """Call `check` with the path of each checkpoint that the trainer is about to load, and load what it returns.
 
     A checkpoint that an earlier call read and, being interrupted, did not release would be loaded without a
     word, so it is released first.
@@ -112,15 +113,32 @@ def checkpoints_checked(trainer: Trainer, check: Callable[[str], None]) -> Itera
     start = connector.resume_start
 
     def checked(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
-        if checkpoint_path:
-            check(str(checkpoint_path))
-        start(checkpoint_path, *args, **kwargs)
+        start(check(str(checkpoint_path)) if checkpoint_path else None, *args, **kwargs)
 
     connector.resume_start = checked  # type: ignore[method-assign]  # on the instance, for one call alone
     try:
         yield
     finally:
         del connector.resume_start
+
+
+def extend_last_checkpoints(checkpoint_class: Any, more: Callable[[Any, Trainer], set[str]]) -> None:
+    """Let ckpt_path="last" also look where `more` says; does nothing the second time."""
+    original = checkpoint_class._find_last_checkpoints
+    if getattr(original, "asks_sisa", False):
+        return
+
+    @functools.wraps(original)
+    def find(self: Any, trainer: Trainer) -> set[str]:
+        return set(original(self, trainer)) | more(self, trainer)
+
+    find.asks_sisa = True  # type: ignore[attr-defined]
+    checkpoint_class._find_last_checkpoints = find
+
+
+def checkpoint_classes() -> list[Any]:
+    """Return the ModelCheckpoint classes of the Lightning packages that are installed."""
+    return [package.callbacks.ModelCheckpoint for package in _packages()]
 
 
 def reset_metrics(trainer: Trainer) -> None:
@@ -184,6 +202,16 @@ def set_progress(loop: Any, epochs: int, steps: int, batches: int) -> None:
     loop.epoch_loop._batches_that_stepped = steps
 
 
+def log_step(loop: Any) -> int:
+    """Return the step under which loggers get the next row of a fit loop."""
+    return int(loop.epoch_loop._batches_that_stepped)
+
+
+def set_log_step(loop: Any, step: int) -> None:
+    """Set the step under which loggers get the next row of a fit loop; nothing else is counted by it."""
+    loop.epoch_loop._batches_that_stepped = step
+
+
 def progress(loop: Any) -> tuple[int, int, int]:
     """Return epochs, optimizer steps and batches that a fit loop has done."""
     epochs = int(loop.epoch_progress.current.processed)
@@ -196,7 +224,7 @@ def reset_checkpoint_callback(callback: Any) -> None:
     fresh: dict[str, Any] = {
         "best_k_models": {}, "kth_best_model_path": "", "best_model_score": None, "best_model_path": "",
         "last_model_path": "", "current_score": None, "kth_value": worst, "_last_global_step_saved": 0,
-        "_last_checkpoint_saved": "", "_last_time_checked": None,
+        "_last_checkpoint_saved": "", "_last_time_checked": None, "_defer_save_until_validation": False,
     }  # fmt: skip
     for name, value in fresh.items():
         setattr(callback, name, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
@@ -37,9 +38,17 @@ class Mark:
 
 @dataclass
 class Meter:
-    """What is counted while a stage trains."""
+    """What is counted while a stage trains.
+
+    Attributes:
+        horizon: where the stage stands.
+        folders: its folders for checkpoints in which nothing was written yet.
+        learning_rate_sum: over its steps so far, each lr / (1 - momentum).
+        notes: what goes into its manifest.
+    """
 
     horizon: Horizon
+    folders: set[Path]
     learning_rate_sum: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 

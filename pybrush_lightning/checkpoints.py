@@ -2,17 +2,28 @@
 
 `Trainer.save_checkpoint` is wrapped once per Lightning package when PyBrush is imported; trainers without
 SISA go straight through. `torch.save` of a state dict cannot be seen (docs/pitfalls.md).
+
+A ModelCheckpoint writes each stage into a folder of the stage's own, `shard_0/slice_1` below its dirpath. The
+folder is registered too and goes with the stage, whatever lies in it: links, and copies that stand for them.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pybrush.errors import UnsupportedError
+from pybrush.learner import Horizon
 from pybrush.record import Record
+from pybrush.record.files import entries, erase
 from pybrush_lightning import _private
+from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -26,7 +37,7 @@ def wrap_save_checkpoint(trainer_class: Any, listener: Any) -> None:
     if getattr(original, "announces_to_sisa", False):
         return
 
-    @functools.wraps(original)
+    @wraps(original)
     def save_checkpoint(self: Any, filepath: Any, *args: Any, **kwargs: Any) -> None:
         for callback in self.callbacks:
             if isinstance(callback, listener):
@@ -66,26 +77,82 @@ def checkpoint_callbacks(trainer: Trainer) -> list[Any]:
     return [c for c in callbacks if any(base.__name__ == "ModelCheckpoint" for base in type(c).__mro__)]
 
 
-def reset(trainer: Trainer) -> None:
-    """Let every ModelCheckpoint begin anew; without this a stage deletes the files of the one before."""
-    for callback in checkpoint_callbacks(trainer):
-        _private.reset_checkpoint_callback(callback)
+@contextmanager
+def in_stage_folders(trainer: Trainer, record: Record | None, horizon: Horizon) -> Iterator[set[Path]]:
+    """Let every ModelCheckpoint begin anew, in a folder of the stage's own; then it has its dirpath back.
+
+    Without this a stage deletes the files of the one before.
+
+    Returns:
+        The stage's folders, which nobody has registered or made yet.
+    """
+    callbacks = checkpoint_callbacks(trainer)
+    bases = {callback.dirpath for callback in callbacks}
+    folders = {base: _stage_folder(trainer, record, Path(base).absolute(), horizon) for base in bases}
+    with ExitStack() as stack:
+        for callback in callbacks:
+            _private.reset_checkpoint_callback(callback)
+            stack.enter_context(replaced(callback, "state_dict", partial(_state_under, callback, callback.dirpath)))
+            stack.enter_context(replaced(callback, "dirpath", str(folders[callback.dirpath])))
+        yield set(folders.values())
 
 
-def paths(trainer: Trainer) -> dict[str, dict[str, str]]:
-    """Return where each ModelCheckpoint has its best and last file of the stage that just ran."""
+def _state_under(callback: Any, dirpath: Any) -> dict[str, Any]:
+    """Return what a ModelCheckpoint writes into its files, under the folder that it has outside of stages."""
+    return {**type(callback).state_dict(callback), "dirpath": dirpath}
+
+
+def _stage_folder(trainer: Trainer, record: Record | None, base: Path, horizon: Horizon) -> Path:
+    """Return a folder that holds nothing but what an interrupted training of this same stage left; that is removed.
+
+    The files of a stage that a request replaces stay until the request is committed, and those of another
+    record stay for good: a stage whose folder is taken goes to `slice_1_v2`.
+    """
+    held = {} if record is None else record.artefacts()
+    for version in count(1):
+        folder = base / f"shard_{horizon.shard}" / (f"slice_{horizon.slice}" + (f"_v{version}" if version > 1 else ""))
+        owner = held.get(str(folder.resolve()))
+        if owner == horizon.key or (owner is None and not entries(folder)):
+            break
+    folder = trainer.strategy.broadcast(folder)
+    if trainer.is_global_zero:
+        erase(folder)
+    return folder
+
+
+def register_folders(record: Record, path: str | Path, stage: str, folders: set[Path]) -> None:
+    """Note those of a stage's folders that hold a file which is about to be written, each once."""
+    for folder in [folder for folder in folders if folder in Path(path).absolute().parents]:
+        record.register_artefact(folder, stage, "checkpoints")
+        folders.remove(folder)
+
+
+def found(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """Return what each ModelCheckpoint kept of the stage that just ran, as plain values; scores are text."""
     return {
-        callback.state_key: {"best": callback.best_model_path, "last": callback.last_model_path}
+        callback.state_key: {
+            "best": callback.best_model_path,
+            "last": callback.last_model_path,
+            "kth": callback.kth_best_model_path,
+            "top": {path: repr(float(score)) for path, score in callback.best_k_models.items()},
+            "current": None if callback.current_score is None else repr(float(callback.current_score)),
+        }
         for callback in checkpoint_callbacks(trainer)
     }
 
 
-def point_to(trainer: Trainer, found: dict[str, dict[str, str]]) -> None:
-    """Let every ModelCheckpoint point to the files of the constituent that the module holds, '' if none."""
+def point_to(trainer: Trainer, kept: dict[str, dict[str, Any]]) -> None:
+    """Let every ModelCheckpoint say what it kept of the constituent that the module holds, '' if nothing."""
     for callback in checkpoint_callbacks(trainer):
         _private.reset_checkpoint_callback(callback)
-        held = found.get(callback.state_key, {})
+        held = kept.get(callback.state_key, {})
         callback.best_model_path, callback.last_model_path = held.get("best", ""), held.get("last", "")
+        top = {path: torch.tensor(float(score)) for path, score in held.get("top", {}).items()}
+        callback.best_k_models, callback.best_model_score = top, top.get(callback.best_model_path)
+        callback.kth_best_model_path = held.get("kth", "")
+        callback.kth_value = top.get(callback.kth_best_model_path, callback.kth_value)
+        current = held.get("current")
+        callback.current_score = None if current is None else torch.tensor(float(current))
 
 
 def snapshot(trainer: Trainer) -> list[dict[str, Any]]:

@@ -87,7 +87,6 @@ class LightningLearner:
         opaque = self._opaque()
         with installed(trainer, loop), self.sisa.in_stage(trainer, horizon) as meter:
             self._make_optimization(seeds)
-            self._log_place(horizon)
             loop.run()
             self._optimization = copy.deepcopy(state.read_optimization(trainer))
         # Epochs are those of the plan: a stage that Lightning stopped early counts in full.
@@ -134,11 +133,6 @@ class LightningLearner:
         check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
         if self._optimization is not None:
             state.write_optimization(trainer, self._optimization)
-
-    def _log_place(self, horizon: Horizon) -> None:
-        """Say in the loggers which stage begins; their epochs and steps start anew with each shard."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics({"pybrush/shard": horizon.shard, "pybrush/slice": horizon.slice}, self.counters.steps)
 
     def _opaque(self) -> dict[str, str]:
         """Return digests of what training must not change, since no stage stores it."""

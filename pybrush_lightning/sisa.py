@@ -28,7 +28,7 @@ from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, evaluation
+from pybrush_lightning import _private, aggregate, checkpoints, evaluation, loggers, progress, resume
 from pybrush_lightning.around_fit import Before, Given, Mark, Meter, Optimization, given_to, loaders_of
 from pybrush_lightning.fingerprint import datasets_of
 from pybrush_lightning.learner import LightningLearner
@@ -109,6 +109,7 @@ class SISA(_private.CallbackBase):
         self._calls: evaluation.Calls | None = None
         self._meter: Meter | None = None
         self._mark: Mark | None = None
+        self._steps = loggers.LogSteps()
         self._warned = False
 
     # What Lightning calls
@@ -119,7 +120,7 @@ class SISA(_private.CallbackBase):
         if _private.is_trial_run(trainer):
             return
         if stage != "fit":
-            self._stack.enter_context(_private.checkpoints_checked(trainer, partial(self._check_best, trainer)))
+            self._stack.enter_context(resume.best_refused(trainer, self.recorded))
             return
         slices = self.slice_count()
         source = _private.train_source(trainer)
@@ -131,7 +132,7 @@ class SISA(_private.CallbackBase):
         self._connected = _private.optimization(trainer)
         self._stack.enter_context(kept_randomness())
         self._stack.enter_context(validation_kept_apart(trainer))
-        self._stack.enter_context(_private.checkpoints_checked(trainer, _refuse_checkpoint))
+        self._stack.enter_context(resume.own_unread(trainer, self.recorded))
         loop.run = lambda: self._run(trainer, pl_module, epochs)  # type: ignore[method-assign]
         self._stack.callback(vars(loop).pop, "run", None)
         loop.max_epochs = slices * epochs_per_slice(epochs, slices)
@@ -240,15 +241,20 @@ class SISA(_private.CallbackBase):
 
     @contextmanager
     def in_stage(self, trainer: Trainer, horizon: Horizon) -> Iterator[Meter]:
-        """Count what a stage takes, and register files that are written meanwhile with it."""
-        checkpoints.reset(trainer)
-        self._meter = Meter(horizon)
-        try:
-            yield self._meter
-            self._meter.notes["checkpoints"] = checkpoints.paths(trainer)
-            self._mark = Mark(weakref.ref(trainer.lightning_module), horizon.key)  # until the fit has ended
-        finally:
-            self._meter = None
+        """Count what a stage takes, show it, and register files that are written meanwhile with it."""
+        with (
+            checkpoints.in_stage_folders(trainer, self.recorded(), horizon) as folders,
+            self._steps.counted(trainer),
+            loggers.columns(trainer, horizon),
+            progress.shown(trainer, horizon),
+        ):
+            self._meter = Meter(horizon, folders)
+            try:
+                yield self._meter
+                self._meter.notes["checkpoints"] = checkpoints.found(trainer)
+                self._mark = Mark(weakref.ref(trainer.lightning_module), horizon.key)  # until the fit has ended
+            finally:
+                self._meter = None
 
     def before_save(self, trainer: Trainer, path: str | Path) -> None:
         """Register a checkpoint with the stage whose state it will hold; warn of a lone constituent."""
@@ -256,6 +262,7 @@ class SISA(_private.CallbackBase):
         if record is None:
             return
         if self._meter is not None:
+            checkpoints.register_folders(record, path, self._meter.horizon.key, self._meter.folders)
             checkpoints.register(record, path, self._meter.horizon.key)
         elif self._mark is not None and self._mark.module() is _private.connected_module(trainer):
             checkpoints.register(record, path, self._mark.key)
@@ -268,6 +275,7 @@ class SISA(_private.CallbackBase):
         notes = record.store.manifest(self._mark.key).notes
         checkpoints.point_to(learner.trainer, dict(notes.get("checkpoints", {})))
         learner.connect_held_optimization()
+        _private.set_log_step(learner.trainer.fit_loop, self._steps.next)
 
     def aggregated(self, record: Record, module: LightningModule) -> Any:
         """Return what predicts: the module itself with one constituent, else one module of all."""
@@ -344,24 +352,6 @@ class SISA(_private.CallbackBase):
                 "the step, or evaluate record.aggregate(module) in a loop of your own (aggregate_step= is not part of "
                 "this version)."
             )
-
-    def _check_best(self, trainer: Trainer, path: str) -> None:
-        """Refuse to evaluate the best epoch of one shard as if it were the model."""
-        record, callback = self.recorded(), checkpoints.checkpoint_callbacks(trainer)[:1]
-        if record is None or len(record.constituents()) < 2 or not callback or callback[0].monitor is None:
-            return
-        if path == callback[0].best_model_path:
-            raise UnsupportedError(
-                "without a model Lightning loads ckpt_path='best', which is the best epoch of one shard, not the "
-                "aggregate. Pass the model: trainer.test(model, dataloaders=...)."
-            )
-
-
-def _refuse_checkpoint(path: str) -> None:
-    raise UnsupportedError(
-        f"fit(ckpt_path={path!r}) would make a model that has seen the data the start of every shard. Leave it out: "
-        "an interrupted SISA fit goes on from its record when the script is run again."
-    )
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:

@@ -30,6 +30,7 @@ from pybrush_lightning import _private, checkpoints
 from pybrush_lightning.around_fit import Given
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
+from pybrush_lightning.resume import look_in_stages
 from pybrush_lightning.sample_ids import forget_dataset, rows_inside
 from pybrush_lightning.sisa import SISA
 from pybrush_lightning.stage_data import loader_plan
@@ -170,8 +171,8 @@ class _Request:
     def _take_over(self, learner: LightningLearner) -> None:
         """Let trainer and callback say what the module holds now."""
         self.sisa.given = self.given
-        self.sisa.mark(learner, self.record)
         _private.set_progress(self.trainer.fit_loop, self.record.plan.epochs, learner.counters.steps, 0)
+        self.sisa.mark(learner, self.record)
 
     def _learner(self) -> LightningLearner:
         epochs, validation = self.record.plan.epochs, self.validation
@@ -366,3 +367,4 @@ def attach() -> None:
         checkpoints.wrap_save_checkpoint(trainer_class, SISA)
         if not os.environ.get("PYBRUSH_NO_PATCH"):
             trainer_class.unlearn = unlearn  # type: ignore[attr-defined]
+    look_in_stages(SISA)

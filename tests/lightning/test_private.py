@@ -56,7 +56,9 @@ def test_progress_is_read_where_training_left_it_and_can_be_set(fitted):
     loop = type(trainer.fit_loop)(trainer)
     _private.set_progress(loop, 5, 40, 41)
     assert _private.progress(loop) == (5, 40, 41)
-    assert loop.epoch_loop._batches_that_stepped == 40
+    assert _private.log_step(loop) == loop.epoch_loop._batches_that_stepped == 40
+    _private.set_log_step(loop, 90)
+    assert _private.log_step(loop) == 90 and _private.progress(loop) == (5, 40, 41)
     assert loop.epoch_loop.automatic_optimization.optim_progress.optimizer_steps == 40
     assert loop.epoch_progress.current.completed == loop.epoch_progress.total.completed == 5
 
@@ -73,14 +75,34 @@ def test_metrics_can_be_forgotten(fitted):
 def test_a_checkpoint_is_announced_before_it_is_read(fitted):
     trainer, _ = fitted
     asked = []
-    with _private.checkpoints_checked(trainer, asked.append):
+
+    def check(path):
+        asked.append(path)
+        return path if len(asked) == 1 else None
+
+    with _private.checkpoints_checked(trainer, check):
         trainer._checkpoint_connector.resume_start(None)
         assert asked == []
         with pytest.raises(FileNotFoundError):
             trainer._checkpoint_connector.resume_start("no-such-file.ckpt")
-    assert asked == ["no-such-file.ckpt"]
+        trainer._checkpoint_connector.resume_start("passed-over.ckpt")
+        assert trainer.ckpt_path is None
+    assert asked == ["no-such-file.ckpt", "passed-over.ckpt"]
     assert "resume_start" not in vars(trainer._checkpoint_connector)
     assert trainer._checkpoint_connector._loaded_checkpoint == {}
+
+
+def test_the_last_checkpoint_is_looked_for_where_we_say_too(fitted, tmp_path):
+    trainer, _ = fitted
+    kind = next(kind for kind in _private.checkpoint_classes() if isinstance(trainer.checkpoint_callback, kind))
+    own = type("Own", (kind,), {"_find_last_checkpoints": kind._find_last_checkpoints.__wrapped__})
+    _private.extend_last_checkpoints(own, lambda callback, trainer: {callback.dirpath})
+    once = own._find_last_checkpoints
+    _private.extend_last_checkpoints(own, lambda callback, trainer: {"twice"})
+    assert own._find_last_checkpoints is once
+    (tmp_path / "last.ckpt").touch()
+    here, found = str(tmp_path), own(tmp_path)._find_last_checkpoints(trainer)
+    assert found == {here, str(tmp_path / "last.ckpt")}
 
 
 def test_optimizers_can_be_made_aside_and_connected(fitted):
@@ -120,12 +142,13 @@ def test_the_checkpoint_callback_has_the_attributes_that_a_stage_resets(fitted):
     names = [
         *("best_k_models", "kth_best_model_path", "best_model_score", "best_model_path", "last_model_path"),
         *("current_score", "kth_value", "_last_global_step_saved", "_last_checkpoint_saved", "_last_time_checked"),
+        *("dirpath", "_defer_save_until_validation"),
     ]
     assert set(names) <= vars(callback).keys()
     fresh = type(callback)()
     used = {name: getattr(callback, name) for name in names}
     _private.reset_checkpoint_callback(callback)
-    for name in names:
+    for name in names[:-2] + names[-1:]:
         assert str(getattr(callback, name)) == str(getattr(fresh, name)), name
     vars(callback).update(used)
 

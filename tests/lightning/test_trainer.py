@@ -1,10 +1,8 @@
 """What the user's trainer, loggers, bars and hooks see of a SISA fit."""
 
-import csv
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import lightning
 import pytest
@@ -98,21 +96,6 @@ def test_the_learning_rate_is_summed_over_the_steps_of_each_stage(tmp_path):
     for stage, rates in ((first, (0.1, 0.05)), (second, (0.025, 0.0125))):
         expected = sum(rate / (1 - 0.9) * stage.steps / 2 for rate in rates)
         assert stage.learning_rate_sum == pytest.approx(expected)
-
-
-def test_loggers_say_which_stage_begins(tmp_path):
-    logger = CSVLogger(tmp_path / "logs")
-    monitor = library.LearningRateMonitor("step")
-    trainer = trainer_for(CASE, tmp_path, logger=logger, log_every_n_steps=1, callbacks=[monitor])
-    trainer.fit(Net(), **data_for(CASE))
-    with (Path(logger.log_dir) / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    places = [(float(row["pybrush/shard"]), float(row["pybrush/slice"])) for row in rows if row["pybrush/shard"]]
-    assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    record = Record.open(tmp_path / "record", KEY)
-    steps = sum(record.store.manifest(stage.key).steps for stage in record.graph())
-    assert len([row for row in rows if row["loss"]]) == steps
-    assert len([row for row in rows if row["lr-SGD"]]) == steps
 
 
 @pytest.mark.parametrize("bar", [library.TQDMProgressBar, library.RichProgressBar])
