@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -173,9 +174,14 @@ def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows
 
 
 def _ordering(order: str, seed: int, stage: Stage, rows: StageRows) -> Callable[[int], Positions]:
+    """Return epoch -> positions; a partial, which an adapter can send to other processes."""
     if order == "sequential":
-        return lambda _: rows.sequential()
-    return lambda epoch: rows.shuffled(seed, stage.shard, stage.slice, epoch)
+        return partial(_sequential, rows)
+    return partial(rows.shuffled, seed, stage.shard, stage.slice)
+
+
+def _sequential(rows: StageRows, epoch: int) -> Positions:  # noqa: ARG001 (each epoch alike)
+    return rows.sequential()
 
 
 def holdings_of(record: Record, samples: Samples, roster: Roster) -> Holdings:

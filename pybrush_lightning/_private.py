@@ -141,6 +141,47 @@ def checkpoint_classes() -> list[Any]:
     return [package.callbacks.ModelCheckpoint for package in _packages()]
 
 
+def is_ddp(trainer: Trainer) -> bool:
+    """Whether a trainer uses plain DDP, of either package; what derives from it may do something else."""
+    return type(trainer.strategy).__name__ == "DDPStrategy"
+
+
+def ddp_settings(trainer: Trainer) -> dict[str, Any]:
+    """Return the arguments that DDP wraps the module with."""
+    strategy: Any = trainer.strategy
+    return dict(strategy._ddp_kwargs)
+
+
+def ddp_extras(trainer: Trainer) -> list[str]:
+    """Return the settings of a DDP strategy that change how gradients or weights are averaged."""
+    strategy: Any = trainer.strategy
+    names = {
+        "sync_batchnorm": "_layer_sync",
+        "ddp_comm_hook": "_ddp_comm_hook",
+        "ddp_comm_state": "_ddp_comm_state",
+        "ddp_comm_wrapper": "_ddp_comm_wrapper",
+        "model_averaging_period": "_model_averaging_period",
+    }
+    return [name for name, attribute in names.items() if getattr(strategy, attribute) is not None]
+
+
+def spawns(trainer: Trainer) -> bool:
+    """Whether each call of the trainer runs in processes that are made for it and end with it."""
+    return type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
+
+
+@contextmanager
+def samplers_kept(trainer: Trainer) -> Iterator[None]:
+    """Let the trainer take loaders as they are, without a sampler of its own for each process."""
+    connector = trainer._accelerator_connector
+    before = connector.use_distributed_sampler
+    connector.use_distributed_sampler = False
+    try:
+        yield
+    finally:
+        connector.use_distributed_sampler = before
+
+
 def reset_metrics(trainer: Trainer) -> None:
     """Forget logged metrics, so that none of another shard is monitored."""
     trainer._logger_connector.reset_results()
@@ -159,7 +200,15 @@ def make_optimizers(trainer: Trainer, module: LightningModule) -> tuple[list[Any
 
 
 def set_up_optimizers(trainer: Trainer) -> None:
-    """Make fresh optimizers and schedulers and connect them to trainer and precision."""
+    """Make fresh optimizers and schedulers and connect them to trainer and precision.
+
+    Under DDP the module is wrapped anew before: its first backward pass orders the buckets of gradients, and
+    among three ranks or more the order of a sum is in its bits.
+    """
+    strategy: Any = trainer.strategy
+    if is_ddp(trainer):
+        strategy.model = strategy.lightning_module
+        strategy.configure_ddp()
     trainer.strategy.setup_optimizers(trainer)
     trainer.strategy.setup_precision_plugin()
 

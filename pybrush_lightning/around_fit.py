@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
+from pybrush.record import Record
 from pybrush_lightning import checkpoints, state
 
 if TYPE_CHECKING:
@@ -34,6 +36,39 @@ class Mark:
 
     module: weakref.ref[Any]
     key: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """Which constituent a record's module holds after a fit or a request; plain values, the same on every rank.
+
+    Attributes:
+        key: of the constituent's stage.
+        checkpoints: best and last file of that stage for each ModelCheckpoint, by its state_key.
+    """
+
+    key: str
+    checkpoints: dict[str, dict[str, str]]
+
+    @classmethod
+    def of(cls, record: Record) -> Held:
+        """Return the last constituent, which the core loads."""
+        last = record.constituents()
+        key = last[max(last)]
+        return cls(key, dict(record.store.manifest(key).notes.get("checkpoints", {})))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trainer's fit does in place of a fit.
+
+    Attributes:
+        run: called where the fit loop would run, on every rank.
+        settings: what is in force for the length of the fit, from before anything is checked.
+    """
+
+    run: Callable[[], Any]
+    settings: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass

@@ -25,10 +25,11 @@ from lightning.pytorch import LightningModule
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from pybrush.content import encode
-from pybrush.errors import ContentError
+from pybrush.errors import ContentError, FingerprintError
 from pybrush.hashing import chained
 from pybrush.names import Namer
-from pybrush_lightning import state
+from pybrush.record import Record
+from pybrush_lightning import _private, state
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -58,6 +59,7 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
             "gradient_clip_val": trainer.gradient_clip_val,
             "gradient_clip_algorithm": getattr(trainer.gradient_clip_algorithm, "value", None),
             "world_size": trainer.world_size,
+            **({"ddp": _plain(_private.ddp_settings(trainer))} if trainer.world_size > 1 else {}),
         },
         "callbacks": [f"{name}: {callback.state_key}" for name, callback in state.stateful_callbacks(trainer)],
     }
@@ -77,6 +79,21 @@ def parts(module: torch.nn.Module) -> dict[str, str]:
             if isinstance(value, (FunctionType, BuiltinFunctionType)):
                 found[f"{place}.{name}".lstrip(".")] = value.__name__
     return found
+
+
+def check_processes(record: Record, trainer: Trainer) -> None:
+    """Refuse another number of processes than the record's, which cuts other batches.
+
+    Raises:
+        FingerprintError: saying how to build the trainer.
+    """
+    recorded, now = record.plan.semantic["trainer"]["world_size"], trainer.world_size
+    if recorded != now:
+        settings = f"devices={recorded}" + (", strategy='ddp'" if recorded > 1 else "")
+        raise FingerprintError(
+            f"{record.folder} was trained by {recorded} processes and this trainer has {now}, so batches would be cut "
+            f"in another way. Use Trainer({settings})."
+        )
 
 
 def describe_optimization(optimizers: Iterable[Any], configs: Iterable[Any]) -> dict[str, Any]:

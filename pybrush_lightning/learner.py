@@ -13,11 +13,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from pybrush.learner import Horizon, Trained
 from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
-from pybrush_lightning import _private, fingerprint, state
+from pybrush_lightning import _private, fingerprint, ranks, state
 from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
 from pybrush_lightning.fresh import renew, renewed
 from pybrush_lightning.randomness import kept_randomness, seed_all
-from pybrush_lightning.stage_data import LoaderPlan, stage_loader
+from pybrush_lightning.stage_data import LoaderPlan, Share, stage_loader
 from pybrush_lightning.stage_loop import Counters, counters, installed, stage_loop
 from pybrush_lightning.supported import check_schedulers
 
@@ -59,6 +59,7 @@ class LightningLearner:
     counters: Counters = field(default_factory=lambda: Counters(0, 0, 0))
     datamodule: Any = None
     _optimization: dict[str, Any] | None = field(default=None, repr=False)
+    _probed: dict[str, Any] | None = field(default=None, repr=False)
     _semantic: dict[str, Any] | None = field(default=None, repr=False)
 
     def read_state(self) -> Any:
@@ -82,8 +83,8 @@ class LightningLearner:
     ) -> Trained:
         """Run one fresh fit loop on the user's trainer over the stage's rows."""
         trainer, before = self.trainer, self.counters
-        loop = stage_loop(trainer, horizon, seeds, before)
-        _private.set_train_source(loop, stage_loader(data, rows, horizon, seeds))
+        loop, share = stage_loop(trainer, horizon, seeds, before), Share(trainer.global_rank, trainer.world_size)
+        _private.set_train_source(loop, stage_loader(data, rows, horizon, seeds, share))
         opaque = self._opaque()
         with installed(trainer, loop), self.sisa.in_stage(trainer, horizon) as meter:
             self._make_optimization(seeds)
@@ -92,7 +93,7 @@ class LightningLearner:
         # Epochs are those of the plan: a stage that Lightning stopped early counts in full.
         done = counters(loop)
         self.counters = Counters(horizon.epochs_before + horizon.epochs, done.steps, done.batches)
-        check_opaque(opaque, self._opaque())
+        ranks.agreed(trainer, lambda: check_opaque(opaque, self._opaque()))
         return Trained(self.counters.steps - before.steps, meter.learning_rate_sum, meter.notes)
 
     def connect_held_optimization(self) -> None:
@@ -117,6 +118,12 @@ class LightningLearner:
             self._semantic = self._fingerprint(namer)
         return self._semantic
 
+    def probe(self) -> dict[str, Any]:
+        """Describe what configure_optimizers returns; it is called once for this."""
+        if self._probed is None:
+            self._probed = self._probe()
+        return self._probed
+
     def environment(self) -> dict[str, Any]:
         """Return versions, device, threads and processor features."""
         return fingerprint.environment(self.trainer)
@@ -126,9 +133,11 @@ class LightningLearner:
         trainer = self.trainer
         trainer.should_stop = False
         _private.reset_metrics(trainer)
-        seed_all(seeds(0, "stage", trainer.global_rank))
+        seed_all(seeds(0, "stage"))  # on all ranks alike: an optimizer drawn for each would let weights drift apart
         _private.set_up_optimizers(trainer)
         renew(trainer.optimizers, trainer.lr_scheduler_configs)
+        if trainer.global_rank:
+            seed_all(seeds(0, "stage", trainer.global_rank))
         # Before they go on from the parent's state: the check steps through the whole horizon.
         check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
         if self._optimization is not None:
@@ -141,7 +150,7 @@ class LightningLearner:
         return digests | state.opaque(self.trainer, self.module)
 
     def _fingerprint(self, namer: Namer) -> dict[str, Any]:
-        trainer, optimization = self.trainer, self._probe()
+        trainer, optimization = self.trainer, self.probe()
         found: dict[str, Any] = fingerprint.semantic(trainer, self.module, self.plan.loader, optimization)
         found["loader"] = self.plan.settings()
         found["workers"] = fingerprint.worker_init(self.plan.loader) if self.plan.workers else None

@@ -18,6 +18,7 @@ from pybrush.errors import UnsupportedError
 from pybrush.record import Record
 from pybrush_lightning import _private
 from pybrush_lightning.checkpoints import checkpoint_callbacks
+from pybrush_lightning.ranks import from_zero
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -30,12 +31,14 @@ Recorded = Callable[[], Record | None]
 
 def own_unread(trainer: Trainer, recorded: Recorded) -> AbstractContextManager[None]:
     """Let a fit read no checkpoint: those of the record it does not need, and all others are refused."""
-    return _private.checkpoints_checked(trainer, lambda path: _check_own(recorded(), path))
+    return _private.checkpoints_checked(trainer, lambda path: from_zero(trainer, lambda: _check_own(recorded(), path)))
 
 
 def best_refused(trainer: Trainer, recorded: Recorded) -> AbstractContextManager[None]:
     """Let an evaluation refuse the best epoch of one shard among several."""
-    return _private.checkpoints_checked(trainer, lambda path: _not_best(trainer, recorded(), path))
+    return _private.checkpoints_checked(
+        trainer, lambda path: from_zero(trainer, lambda: _not_best(trainer, recorded(), path))
+    )
 
 
 def look_in_stages(listener: Any) -> None:

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 from pybrush import forget
 from pybrush.errors import ConfigurationError, RecordError, TrainingError, UnsupportedError
-from pybrush.learner import Horizon
+from pybrush.learner import Horizon, Learner
 from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, evaluation, loggers, progress, resume
-from pybrush_lightning.around_fit import Before, Given, Mark, Meter, Optimization, given_to, loaders_of
-from pybrush_lightning.fingerprint import datasets_of
+from pybrush_lightning import _private, aggregate, checkpoints, evaluation, loggers, progress, ranks, resume
+from pybrush_lightning.around_fit import Before, Given, Held, Job, Mark, Meter, Optimization, given_to, loaders_of
+from pybrush_lightning.fingerprint import check_processes, datasets_of
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.sample_ids import IdSource, Naming
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 _log = logging.getLogger(__name__)
+
+Members = tuple[dict[int, aggregate.Constituent], aggregate.Space, aggregate.How]
+"""Constituents by shard, what they return, and what is made of it."""
 
 
 class SISA(_private.CallbackBase):
@@ -101,8 +104,8 @@ class SISA(_private.CallbackBase):
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
         self.key, self.seed = key, seed
         self.given = Given()
-        self.job: Callable[[], Any] | None = None
-        self._opened: tuple[int, Record] | None = None
+        self.job: Job | None = None
+        self._opened: tuple[tuple[int, int], Record] | None = None
         self._stack = ExitStack()
         self._connected: Optimization | None = None
         self._before: Before | None = None
@@ -122,7 +125,9 @@ class SISA(_private.CallbackBase):
         if stage != "fit":
             self._stack.enter_context(resume.best_refused(trainer, self.recorded))
             return
-        slices = self.slice_count()
+        if self.job is not None:
+            self._stack.enter_context(self.job.settings())
+        slices = ranks.from_zero(trainer, self.slice_count)
         source = _private.train_source(trainer)
         check_training(trainer, pl_module, slices, None if source.is_module() else source.instance)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
@@ -153,11 +158,19 @@ class SISA(_private.CallbackBase):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo what `setup` did, and what an unfinished fit did to the user's objects."""
         self._close()
+        self.undo(trainer, pl_module)
+
+    def undo(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the user's objects back as they were when the fit began, unless `keep` was called."""
         if self._connected is not None:
             _private.connect_optimization(trainer, *self._connected)
         if self._before is not None:
             self._before.put_back(trainer, pl_module)
             self._mark = self._before.mark
+        self.keep()
+
+    def keep(self) -> None:
+        """Let the user's objects stay as they are now, whatever comes."""
         self._before = self._connected = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -180,15 +193,15 @@ class SISA(_private.CallbackBase):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
         if trainer.state.fn == "validate":
-            self._answered()
+            self._answered(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
-        self._answered()
+        self._answered(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
-        self._answered()
+        self._answered(trainer)
 
     # What the rest of PyBrush calls
 
@@ -204,10 +217,10 @@ class SISA(_private.CallbackBase):
         ledger = self.record / "ledger.sqlite"
         if not ledger.is_file():
             return None
-        inode = ledger.stat().st_ino
-        if self._opened is None or self._opened[0] != inode:
+        here = ledger.stat().st_ino, os.getpid()  # a connection must not cross a fork
+        if self._opened is None or self._opened[0] != here:
             try:
-                self._opened = inode, Record.open(self.record, self.key)
+                self._opened = here, Record.open(self.record, self.key)
             except RecordError as error:
                 if type(error) is not RecordError:
                     raise
@@ -235,7 +248,7 @@ class SISA(_private.CallbackBase):
         self, trainer: Trainer, module: LightningModule, plan: LoaderPlan, epochs: int, validation: Any
     ) -> LightningLearner:
         """Return the core's view of trainer, module and loader."""
-        slices = self.slice_count()
+        slices = ranks.from_zero(trainer, self.slice_count)
         horizon = slices * epochs_per_slice(epochs, slices)
         return LightningLearner(trainer, module, self, plan, horizon, epochs, slices, validation=validation)
 
@@ -258,6 +271,9 @@ class SISA(_private.CallbackBase):
 
     def before_save(self, trainer: Trainer, path: str | Path) -> None:
         """Register a checkpoint with the stage whose state it will hold; warn of a lone constituent."""
+        ranks.from_zero(trainer, lambda: self._register(trainer, path))
+
+    def _register(self, trainer: Trainer, path: str | Path) -> None:
         record = self.recorded()
         if record is None:
             return
@@ -268,21 +284,12 @@ class SISA(_private.CallbackBase):
             checkpoints.register(record, path, self._mark.key)
             self._warn_of_one(record, path)
 
-    def mark(self, learner: LightningLearner, record: Record) -> None:
+    def mark(self, learner: LightningLearner, held: Held) -> None:
         """Note which constituent the module holds now, and let checkpoints and optimizers fit it."""
-        held = record.constituents()
-        self._mark = Mark(weakref.ref(learner.module), held[max(held)])
-        notes = record.store.manifest(self._mark.key).notes
-        checkpoints.point_to(learner.trainer, dict(notes.get("checkpoints", {})))
+        self._mark = Mark(weakref.ref(learner.module), held.key)
+        checkpoints.point_to(learner.trainer, held.checkpoints)
         learner.connect_held_optimization()
         _private.set_log_step(learner.trainer.fit_loop, self._steps.next)
-
-    def aggregated(self, record: Record, module: LightningModule) -> Any:
-        """Return what predicts: the module itself with one constituent, else one module of all."""
-        members = aggregate.constituents_of(record)
-        if len(members) == 1:
-            return module
-        return aggregate.AggregateModule(module, members, *self._answers_as(record))
 
     # The fit itself
 
@@ -291,10 +298,10 @@ class SISA(_private.CallbackBase):
         before = self._before or Before.of(trainer, module, self._mark)  # without a sanity check
         self._before = before
         if self.job is not None:
-            self.job()
+            self.job.run()
         else:
             self._fit(trainer, module, epochs, before)
-        self._before = self._connected = None
+        self.keep()
 
     def _fit(self, trainer: Trainer, module: LightningModule, epochs: int, before: Before) -> None:
         source, loop = _private.train_source(trainer), trainer.fit_loop
@@ -304,11 +311,18 @@ class SISA(_private.CallbackBase):
         check_data_apart(trainer, module, datasets_of(plan.dataset))
         before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
+        held = ranks.together(trainer, learner, lambda leader: self._fit_record(trainer, leader, plan, epochs))
+        _private.set_progress(loop, epochs, learner.counters.steps, 0)
+        self.mark(learner, held)
+
+    def _fit_record(self, trainer: Trainer, learner: Learner, plan: LoaderPlan, epochs: int) -> Held:
+        recorded = self.recorded()
+        if recorded is not None:
+            check_processes(recorded, trainer)
         fitted = forget.fit(
             self.record, self.wish(epochs, plan), learner, plan, lambda namer: self.naming.roster(plan.dataset, namer)
         )
-        _private.set_progress(loop, epochs, learner.counters.steps, 0)
-        self.mark(learner, fitted.record)
+        return Held.of(fitted.record)
 
     def _close(self) -> None:
         self._stack.close()
@@ -334,19 +348,28 @@ class SISA(_private.CallbackBase):
 
     def _answer(self, trainer: Trainer, module: LightningModule) -> None:
         """Let the module answer with the aggregate if it holds one of the record's constituents."""
-        record = self.recorded()
-        if record is None or len(record.constituents()) < 2 or _private.is_trial_run(trainer):
+        if _private.is_trial_run(trainer):
             return
-        members = aggregate.constituents_of(record)
+        members, space, how = ranks.from_zero(trainer, self.members)
+        if not members:
+            return
         if evaluation.held_shard(module, members) is None:
             _log.warning("the module holds none of the constituents of %s; it is evaluated as it is", self.record)
             return
-        self._calls = self._stack.enter_context(evaluation.answering(module, members, *self._answers_as(record)))
+        self._calls = self._stack.enter_context(evaluation.answering(module, members, space, how))
 
-    def _answered(self) -> None:
+    def members(self) -> Members:
+        """Return what predicts together, none where one constituent does or there is no record."""
+        record = self.recorded()
+        if record is None or len(record.constituents()) < 2:
+            return {}, self.space, self.how
+        return aggregate.constituents_of(record), *self._answers_as(record)
+
+    def _answered(self, trainer: Trainer) -> None:
         calls = self._calls
         self._close()
-        if calls is not None and calls.count == 0:
+        # A rank may have no batch to predict where another has some.
+        if calls is not None and not trainer.strategy.reduce_boolean_decision(calls.count > 0, all=False):
             raise TrainingError(
                 "no evaluation step called self(...), so nothing was answered by the aggregate. Call self(batch) in "
                 "the step, or evaluate record.aggregate(module) in a loop of your own (aggregate_step= is not part of "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
@@ -93,6 +94,31 @@ def is_whole(loader: DataLoader[Any]) -> bool:
     return plain and len(sampler) == len(dataset)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of a stage's rows one of several processes trains on.
+
+    Attributes:
+        rank: counted from 0.
+        world: number of processes.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, order: Positions, batch_size: int) -> Positions:
+        """Return this rank's rows of an epoch; all ranks have equally many.
+
+        Row i goes to rank i modulo `world`. Where the rows do not divide, the epoch goes on with its own
+        first rows, and BatchNorm needs two in every batch.
+        """
+        if self.world == 1:
+            return order
+        each = max(-(-len(order) // self.world), min(2, batch_size))
+        padded: Positions = np.resize(order, each * self.world)
+        return padded[self.rank :: self.world]
+
+
 class _Epoch:
     """Where Lightning's `set_epoch` arrives."""
 
@@ -123,27 +149,31 @@ class StageBatchSampler(BatchSampler):
         rows: Callable[[int], Positions],
         horizon: Horizon,
         seeds: Seeds,
+        share: Share,
         generator: torch.Generator,
     ) -> None:
-        count = len(rows(0))
+        count = len(share.of(rows(0), plan.batch_size))
         self._told = _Epoch(horizon.epochs_before, count)
         super().__init__(self._told, plan.batch_size, plan.drop_last)
         self._sizes = batch_sizes(count, plan.batch_size, plan.drop_last)
-        self._rows, self._before, self._seeds, self._generator = rows, horizon.epochs_before, seeds, generator
+        self._rows, self._share, self._before = rows, share, horizon.epochs_before
+        self._seeds, self._generator = seeds, generator
 
     def __iter__(self) -> Iterator[list[int]]:
         """Seed the workers' generator and return the epoch's batches of positions."""
         epoch = self._told.epoch - self._before
-        self._generator.manual_seed(self._seeds(epoch, "workers") & (2**63 - 1))
-        return iter(cut(self._rows(epoch), self.batch_size, self.drop_last))
+        self._generator.manual_seed(self._seeds(epoch, "workers", self._share.rank) & (2**63 - 1))
+        return iter(cut(self._share.of(self._rows(epoch), self.batch_size), self.batch_size, self.drop_last))
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return len(self._sizes)
 
 
-def stage_loader(plan: LoaderPlan, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds) -> DataLoader[Any]:
-    """Return a loader with the user's settings over the rows of one stage."""
+def stage_loader(
+    plan: LoaderPlan, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds, share: Share
+) -> DataLoader[Any]:
+    """Return a loader with the user's settings over one process's share of the rows of one stage."""
     own, generator = plan.loader, torch.Generator()
     settings: dict[str, Any] = {}
     if plan.workers:
@@ -155,7 +185,7 @@ def stage_loader(plan: LoaderPlan, rows: Callable[[int], Positions], horizon: Ho
         }
     return DataLoader(
         plan.dataset,
-        batch_sampler=StageBatchSampler(plan, rows, horizon, seeds, generator),
+        batch_sampler=StageBatchSampler(plan, rows, horizon, seeds, share, generator),
         num_workers=plan.workers,
         collate_fn=own.collate_fn,
         pin_memory=own.pin_memory,

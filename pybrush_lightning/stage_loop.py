@@ -104,6 +104,11 @@ def _loop_class(base: Any) -> Any:
                 return True
             return bool(super().done)
 
+        def setup_data(self) -> None:
+            """Take the stage's loader as it is: it holds this rank's share of the rows already."""
+            with _private.samplers_kept(self.trainer):
+                super().setup_data()
+
         def on_advance_start(self) -> None:
             """Seed everything for the epoch, before any of its hooks."""
             epoch = self.epoch_progress.current.processed - self.stage_start

@@ -54,10 +54,7 @@ def check_training(trainer: Trainer, module: LightningModule, slices: int, loade
 
 
 def _settings(trainer: Trainer) -> Iterator[str]:
-    if trainer.world_size != 1:
-        yield f"{trainer.world_size} processes: train with devices=1 and num_nodes=1"
-    elif not type(trainer.strategy).__name__.startswith("SingleDevice"):
-        yield f"strategy={type(trainer.strategy).__name__}: leave strategy= out, one device is trained on"
+    yield from _processes(trainer)
     if str(trainer.precision) not in _PRECISIONS:
         yield f"precision={str(trainer.precision)!r}: use '32-true' or 'bf16-mixed'"
     own = vars(trainer)  # set by connectors, so the class does not declare them
@@ -65,6 +62,21 @@ def _settings(trainer: Trainer) -> Iterator[str]:
         yield "overfit_batches: use it in a Trainer without SISA"
     if own["reload_dataloaders_every_n_epochs"]:
         yield "reload_dataloaders_every_n_epochs: leave it out, rows are recorded once"
+
+
+def _processes(trainer: Trainer) -> Iterator[str]:
+    kind, count = type(trainer.strategy).__name__, trainer.world_size
+    if count == 1:
+        if not kind.startswith("SingleDevice"):
+            yield f"strategy={kind}: leave strategy= out, one device is trained on"
+        return
+    if not _private.is_ddp(trainer):
+        yield f"strategy={kind} with {count} processes: use strategy='ddp', or devices=1"
+        return
+    if trainer.num_nodes > 1:
+        yield f"num_nodes={trainer.num_nodes}: train on one machine, whose rank 0 keeps record and checkpoints"
+    for name in _private.ddp_extras(trainer):
+        yield f"{name} with strategy='ddp': leave it out, gradients are averaged by DDP alone"
 
 
 def _limits(trainer: Trainer) -> Iterator[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,18 +23,22 @@ from numpy.typing import NDArray
 from pybrush import forget as core
 from pybrush.build import Sources
 from pybrush.errors import ConfigurationError, ForgetError, RecordError, UnsupportedError
+from pybrush.learner import Learner
 from pybrush.record import Record
+from pybrush.record.record import RecordPlan
 from pybrush.record.resolve import Wish
 from pybrush.request import Roster
 from pybrush.result import UnlearnResult
-from pybrush_lightning import _private, checkpoints
-from pybrush_lightning.around_fit import Given
+from pybrush_lightning import _private, checkpoints, ranks
+from pybrush_lightning.aggregate import AggregateModule
+from pybrush_lightning.around_fit import Given, Held, Job, loaders_of
+from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.resume import look_in_stages
 from pybrush_lightning.sample_ids import forget_dataset, rows_inside
-from pybrush_lightning.sisa import SISA
-from pybrush_lightning.stage_data import loader_plan
+from pybrush_lightning.sisa import SISA, Members
+from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.supported import check_training
 
 if TYPE_CHECKING:
@@ -107,13 +112,117 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         raise UnsupportedError("fast_dev_run never touches a record; unlearn with a Trainer without it.")
     sisa = _sisa_of(trainer)
     given = _given(sisa, Given(model, train_dataloaders, val_dataloaders, datamodule))
+    asked = _Asked(forget, ids, rows, subjects, missing, duplicates)
+    serve = _serve_on_ranks if ranks.is_many(trainer) else _serve_here
+    with kept_randomness():
+        return serve(trainer, sisa, given, asked, _Terms(method, guarantee, dry_run))
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """How the caller wants it done."""
+
+    method: str
+    guarantee: Any
+    dry_run: bool
+
+
+def _serve_here(trainer: AnyTrainer, sisa: SISA, given: Given, asked: _Asked, terms: _Terms) -> UnlearnResult:
+    """Serve a request in the one process that there is; only what is trained runs inside of a fit."""
+    record = _record_of(sisa, terms)
+    with _recorded_settings(trainer, record.plan):
+        loader, validation = _loaders(trainer, given)
+        _build_module(trainer, given)
+        check_training(trainer, given.module, record.plan.slices, loader)
+        plan, epochs = _plan_of(loader, record.plan), record.plan.epochs
+        learner = sisa.learner(trainer, given.module, plan, epochs, lambda: validation)
+        learner.datamodule = given.datamodule
+        learner.run_fit = lambda build: _in_fit(trainer, sisa, given, Job(build))
+        served = _Request(trainer, sisa, record, plan).serve(learner, asked, terms.dry_run)
+        _take_over(learner, given, served)
+    return _result(given, served)
+
+
+def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: _Asked, terms: _Terms) -> UnlearnResult:
+    """Serve a request on all ranks, inside of one fit: in a new process the other ranks begin with it."""
+    if _private.spawns(trainer):
+        raise UnsupportedError(
+            "trainer.unlearn cannot run in processes that are spawned for each call. Use Trainer(strategy='ddp', "
+            f"devices={trainer.world_size}) in a script: it serves the same record."
+        )
+    found: list[RecordPlan] = []
+
+    @contextmanager
+    def settings() -> Iterator[None]:
+        found.append(ranks.from_zero(trainer, lambda: _record_of(sisa, terms).plan))
+        with _recorded_settings(trainer, found[0]):
+            yield
+
+    def run() -> _Served:
+        validation = _private.validation_source(trainer)
+        plan = _plan_of(_private.train_source(trainer).dataloader(), found[0])
+        learner = sisa.learner(trainer, given.module, plan, found[0].epochs, partial(loaders_of, validation))
+
+        def work(leader: Learner) -> _Served:
+            return _Request(trainer, sisa, _record_of(sisa, terms), plan).serve(leader, asked, terms.dry_run)
+
+        served = ranks.together(trainer, learner, work)
+        if terms.dry_run:
+            sisa.undo(trainer, given.module)  # the sanity check may have moved buffers
+        _take_over(learner, given, served)
+        return served
+
+    return _result(given, _in_fit(trainer, sisa, given, Job(run, settings)))
+
+
+def _record_of(sisa: SISA, terms: _Terms) -> Record:
     record = sisa.recorded()
     if record is None:
         raise RecordError(f"there is no record in {sisa.record}; fit with this SISA callback first.")
-    core.check_auto(record, method, guarantee)
-    asked = _Asked(forget, ids, rows, subjects, missing, duplicates)
-    with kept_randomness(), _recorded_settings(trainer, record):
-        return _Request(trainer, sisa, record, given).serve(asked, dry_run)
+    core.check_auto(record, terms.method, terms.guarantee)
+    return record
+
+
+def _plan_of(loader: Any, plan: RecordPlan) -> LoaderPlan:
+    return loader_plan(loader).restored(plan.semantic["loader"])
+
+
+def _in_fit(trainer: AnyTrainer, sisa: SISA, given: Given, job: Job) -> Any:
+    """Run a job inside trainer.fit, where SISA's loop calls it, and return what it returns."""
+    built: list[Any] = []
+    sisa.job = replace(job, run=lambda: built.append(job.run()))
+    try:
+        with warnings.catch_warnings():
+            # A request writes beside the checkpoints of the stages that stay, on purpose.
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            if given.datamodule is not None:
+                trainer.fit(given.module, datamodule=given.datamodule)
+            else:
+                trainer.fit(given.module, given.train, given.validation)
+    finally:
+        sisa.job = None
+    return built[0]
+
+
+def _take_over(learner: LightningLearner, given: Given, served: _Served) -> None:
+    """Let trainer and callback say what the module holds now."""
+    sisa = learner.sisa
+    if served.held is not None:
+        sisa.keep()
+        sisa.given = given
+        _private.set_progress(learner.trainer.fit_loop, learner.epochs, learner.counters.steps, 0)
+        sisa.mark(learner, served.held)
+
+
+def _result(given: Given, served: _Served) -> UnlearnResult:
+    """Return the result with this rank's model; raise what stopped the request after its commit."""
+    if isinstance(served.outcome, ranks.Failure):
+        raise served.outcome.error()
+    if served.held is None:
+        return served.outcome
+    members, space, how = served.members
+    model = AggregateModule(given.module, members, space, how) if members else given.module
+    return replace(served.outcome, model=model)
 
 
 @dataclass(frozen=True)
@@ -138,66 +247,46 @@ class _Asked:
                 raise ForgetError(f"{name}= takes a list; got {given!r}. For a single one pass [{given!r}].")
 
 
+@dataclass(frozen=True)
+class _Served:
+    """What came of a request, as every rank is told.
+
+    Attributes:
+        outcome: the result without the model, of which each rank has its own; or what stopped the request after
+            its commit, from where it only goes forward.
+        members: what predicts (`SISA.members`).
+        held: which constituent the module holds now; None where nothing was touched.
+    """
+
+    outcome: UnlearnResult | ranks.Failure
+    members: Members
+    held: Held | None
+
+
+@dataclass(frozen=True)
 class _Request:
-    """One call of `unlearn`: data and module at hand, and how the core reaches them."""
+    """One call of `unlearn`, where the record is."""
 
-    def __init__(self, trainer: AnyTrainer, sisa: SISA, record: Record, given: Given) -> None:
-        self.trainer, self.sisa, self.record, self.given = trainer, sisa, record, given
-        loader, self.validation = _loaders(trainer, given)
-        _build_module(trainer, given)
-        check_training(trainer, given.module, record.plan.slices, loader)
-        self.plan = loader_plan(loader).restored(record.plan.semantic["loader"])
+    trainer: AnyTrainer
+    sisa: SISA
+    record: Record
+    plan: LoaderPlan
 
-    def serve(self, asked: _Asked, dry_run: bool) -> UnlearnResult:
+    def serve(self, learner: Learner, asked: _Asked, dry_run: bool) -> _Served:
         """Compare fingerprints, name the rows, and let the core do the rest."""
         record, sisa = self.record, self.sisa
-        learner = self._learner()
+        check_processes(record, self.trainer)
         core.check_fingerprint(record, sisa.wish(record.plan.epochs, self.plan), learner)
         roster = sisa.naming.roster(self.plan.dataset, record.names)
-        wish = self._wish(asked, roster)
-        held = record.constituents()
+        wish, sources = self._wish(asked, roster), Sources(learner, self.plan, roster)
+        before = record.constituents()
         try:
-            result = core.unlearn(
-                record, Sources(learner, self.plan, roster), wish, aggregate=self._aggregate, dry_run=dry_run
-            )
-        except BaseException:
-            if record.constituents() != held:  # committed: from there only forward
-                self._take_over(learner)
-            raise
-        if not dry_run:
-            self._take_over(learner)
-        return result
-
-    def _take_over(self, learner: LightningLearner) -> None:
-        """Let trainer and callback say what the module holds now."""
-        self.sisa.given = self.given
-        _private.set_progress(self.trainer.fit_loop, self.record.plan.epochs, learner.counters.steps, 0)
-        self.sisa.mark(learner, self.record)
-
-    def _learner(self) -> LightningLearner:
-        epochs, validation = self.record.plan.epochs, self.validation
-        learner = self.sisa.learner(self.trainer, self.given.module, self.plan, epochs, lambda: validation)
-        learner.run_fit, learner.datamodule = self._run_fit, self.given.datamodule
-        return learner
-
-    def _run_fit(self, build: Callable[[], Any]) -> Any:
-        """Run a build inside trainer.fit, where SISA's loop calls it."""
-        built: list[Any] = []
-        given, self.sisa.job = self.given, lambda: built.append(build())
-        try:
-            with warnings.catch_warnings():
-                # A request writes beside the checkpoints of the stages that stay, on purpose.
-                warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-                if given.datamodule is not None:
-                    self.trainer.fit(given.module, datamodule=given.datamodule)
-                else:
-                    self.trainer.fit(given.module, given.train, given.validation)
-        finally:
-            self.sisa.job = None
-        return built[0]
-
-    def _aggregate(self, record: Record) -> Any:
-        return self.sisa.aggregated(record, self.given.module)
+            result = core.unlearn(record, sources, wish, aggregate=lambda _: None, dry_run=dry_run)
+        except BaseException as error:
+            if record.constituents() == before:
+                raise
+            return _Served(ranks.Failure.of(error), sisa.members(), Held.of(record))
+        return _Served(result, sisa.members(), None if dry_run else Held.of(record))
 
     def _wish(self, asked: _Asked, roster: Roster) -> Wish:
         """Turn what the caller named into pseudonyms or content digests."""
@@ -303,13 +392,13 @@ def _hook(trainer: AnyTrainer, owner: Any, name: str) -> Any:
 
 
 @contextmanager
-def _recorded_settings(trainer: AnyTrainer, record: Record) -> Iterator[None]:
+def _recorded_settings(trainer: AnyTrainer, plan: RecordPlan) -> Iterator[None]:
     """Give the trainer the settings that the record was made with, for the request alone."""
-    settings = record.plan.semantic["trainer"]
+    settings = plan.semantic["trainer"]
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     before = {name: getattr(trainer, name) for name in names}
     epochs = trainer.fit_loop.max_epochs
-    trainer.fit_loop.max_epochs = record.plan.epochs
+    trainer.fit_loop.max_epochs = plan.epochs
     for name in names:
         setattr(trainer, name, settings[name])
     if settings["gradient_clip_algorithm"] is not None:
