@@ -252,7 +252,8 @@ class _Work:
 def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, _Work | None]:
     """Resolve a wish and say what the record would become; None where nothing is left to strike."""
     samples = record.samples()
-    resolution = resolve(record, samples, holdings_of(record, samples, sources.roster), wish)
+    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing)
+    resolution = resolve(record, samples, holdings, wish)
     found = resolution.strikes
     if not len(found):
         return resolution, None
