@@ -232,24 +232,46 @@ def test_after_an_error_the_callbacks_have_their_folder_and_their_methods_back(t
 
 
 def test_a_save_that_waits_for_a_validation_does_not_wait_into_the_next_stage(tmp_path):
-    """The last step of a stage asks for a save of a metric that only the next validation would have."""
-
-    class Rarely(Validated):
-        def validation_step(self, batch, index):
-            if self.current_epoch == 2:
-                super().validation_step(batch, index)
-
-    case = replace(CASE, module=Rarely, validation=True, shards=1)
-    saving = ModelCheckpoint(
-        tmp_path / "saved", monitor="val_loss", every_n_train_steps=1, save_on_train_epoch_end=False
-    )
+    saving = ModelCheckpoint(tmp_path / "saved")
     seen = []
 
-    class Looking(lightning.Callback):
+    class Waiting(lightning.Callback):
         def on_train_start(self, trainer, pl_module):
             seen.append(saving._defer_save_until_validation)
+
+        def on_train_end(self, trainer, pl_module):
             saving._defer_save_until_validation = True
 
-    with pytest.raises(Exception, match="could not find the monitored key"):
-        fitted(tmp_path, saving, Looking(), case=case)
-    assert seen == [False]
+    case = replace(CASE, callbacks=(Waiting,))
+    fitted(tmp_path, saving, case=case)
+    assert seen == [False] * 4
+
+
+class FailingLater(Net):
+    """Fails in the second slice of a request."""
+
+    fails = False
+
+    def training_step(self, batch, index):
+        if self.current_epoch == 3 and FailingLater.fails:
+            raise ArithmeticError
+        return super().training_step(batch, index)
+
+
+def test_a_request_that_fails_leaves_the_files_of_the_model_that_stays(tmp_path):
+    saving = ModelCheckpoint(tmp_path / "saved", filename="model", enable_version_counter=False, save_last=True)
+    trainer, module = fitted(tmp_path, saving, case=replace(CASE, module=FailingLater))
+    names, best, held = files(tmp_path / "saved"), saving.best_model_path, Path(saving.best_model_path).read_bytes()
+    FailingLater.fails = True
+    try:
+        with pytest.raises(ArithmeticError):
+            forget(CASE, trainer, [in_shard(1)])
+    finally:
+        FailingLater.fails = False
+    assert saving.best_model_path == best and Path(best).read_bytes() == held
+    assert set(names) < set(files(tmp_path / "saved"))
+    forget(CASE, trainer, [in_shard(1)])
+    assert not Path(best).exists() and len(files(tmp_path / "saved")) == len(names)
+    assert {Path(name).name for name in files(tmp_path / "saved")} == {"model.ckpt", "last.ckpt"}
+    assert not [name for name in files(tmp_path / "saved") if "_v3" in name]
+    assert same(torch.load(saving.best_model_path, weights_only=False)["state_dict"], module.state_dict())

@@ -121,6 +121,8 @@ def test_a_killed_request_is_finished_by_a_fit_from_its_last_checkpoint(tmp_path
     module, trainer = Net(), trainer_for(CASES[NAME], tmp_path)
     trainer.fit(module, **data_for(CASES[NAME]), ckpt_path="last")
     assert_as_if_never_seen(NAME, tmp_path, fresh_process, answers(trainer, module), [3, 20])
+    saved = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "checkpoints").rglob("*.ckpt")]
+    assert len(saved) == 8 and not [path for path in saved if "_v3" in path or "-v" in path]
 
 
 def test_last_without_a_file_starts_afresh(tmp_path, fresh_process):

@@ -206,6 +206,17 @@ def shown(folder, **changes):
     return folder
 
 
+def test_the_step_that_loggers_get_changes_no_bit(tmp_path, bare):
+    """A trainer that has logged a million steps trains as one that has logged none."""
+    case = CASES["plateau"]
+    torch.manual_seed(0)
+    trainer = trainer_for(case, tmp_path, logger=CSVLogger(tmp_path / "logs"), log_every_n_steps=7)
+    trainer.callbacks[0]._steps.next = 10**6
+    trainer.fit(Validated(scheduler="plateau"), **data_for(case))
+    trainer.unlearn(rows=[3])
+    assert_same_record(bare, tmp_path)
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_what_only_shows_or_logs_changes_no_bit(name, tmp_path, bare, capsys):
     loggers = [CSVLogger(tmp_path / "logs"), TensorBoardLogger(tmp_path / "tb")]

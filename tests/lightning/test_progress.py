@@ -81,7 +81,7 @@ def test_a_tqdm_bar_says_shard_slice_epoch_and_the_time_that_is_left(package, tm
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_rich_bar_says_shard_slice_epoch_and_the_time_that_is_left(package, tmp_path, capsys):
-    """It is drawn at every refresh here. As all metrics of a rich bar, they stand until the next batch is done."""
+    """It is drawn at every refresh here, and never says a stage beside another one's epoch."""
     library, make, kinds = PACKAGES[package]
     case = Case(make, epochs=3, package=library)
     bar = BARS["rich"](kinds)
@@ -91,8 +91,7 @@ def test_a_rich_bar_says_shard_slice_epoch_and_the_time_that_is_left(package, tm
 
     bar.refresh = refresh
     trainer_for(case, tmp_path, enable_progress_bar=True, callbacks=[bar]).fit(make(), **data_for(case))
-    heard = shown(capsys.readouterr().out)
-    assert {at: left for at, left in heard.items() if at[2] // 2 == at[1] - 1} == expected(tmp_path)
+    assert shown(capsys.readouterr().out) == expected(tmp_path)
     assert "get_metrics" not in vars(bar)
 
 
