@@ -111,7 +111,7 @@ def _announce(record: Record, todo: list[Stage]) -> None:
     if todo:
         rows, outlook = sum(stage.rows for stage in todo), _outlook(record, todo, 1, [])
         _log.info(
-            "%d stages of %d rows in all will be built, %d epochs each; %s left",
+            "stages to build: %d, with %d rows in all and %d epochs each; %s left",
             *(len(todo), rows, record.plan.epochs_per_slice, clock(outlook.left())),
         )
 

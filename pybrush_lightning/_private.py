@@ -251,6 +251,12 @@ def set_progress(loop: Any, epochs: int, steps: int, batches: int) -> None:
     loop.epoch_loop._batches_that_stepped = steps
 
 
+def refresh_metrics(bar: Any, trainer: Trainer) -> None:
+    """Let a rich bar take over the metrics that it would show until a batch is done; other bars draw none till then."""
+    if hasattr(bar, "_update_metrics"):
+        bar._update_metrics(trainer, trainer.lightning_module)
+
+
 def log_step(loop: Any) -> int:
     """Return the step under which loggers get the next row of a fit loop."""
     return int(loop.epoch_loop._batches_that_stepped)

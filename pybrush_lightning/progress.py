@@ -36,6 +36,7 @@ def shown(trainer: Trainer, horizon: Horizon) -> Iterator[None]:
         }
 
     with replaced(bar, "get_metrics", get_metrics):
+        _private.refresh_metrics(bar, trainer)
         yield
 
 

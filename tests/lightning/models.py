@@ -216,6 +216,13 @@ class Pushing(lightning.Callback):
             pl_module.net[4].bias += 1e-3 * self.count + 1e-3 * self.tally.batches + 1e-3 * self.history[0]
 
 
+class SavesForTheCluster(lightning.Callback):
+    """Saves after each epoch where a cluster's signal makes Lightning save."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.save_checkpoint(trainer._checkpoint_connector.hpc_save_path(trainer.default_root_dir))
+
+
 class Data(lightning.LightningDataModule):
     """Rows made in setup, in a process that has seen nothing else."""
 

@@ -1,6 +1,5 @@
 """Where the checkpoints of each stage lie, what the callbacks say of them afterwards, and what requests leave."""
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pybrush.record import Record
 from tests import reference
-from tests.lightning.models import KILL, Net, OtherNet, Rows, Validated
+from tests.lightning.models import Net, OtherNet, Rows, Validated
 from tests.lightning.test_bitwise import assert_same_record
 from tests.lightning.test_erasure import in_shard
 from tests.lightning.twin import CASES, KEY, Case, data_for, forget, module_for, trainer_for
@@ -186,36 +185,18 @@ def rows_of(shard):
 
 
 def test_a_fit_that_was_killed_writes_again_what_it_wrote(tmp_path, fresh_process):
-    def make():
-        return ModelCheckpoint(tmp_path / "saved", monitor="loss", save_last=True, every_n_train_steps=2)
-
-    (tmp_path / "calm").mkdir()
-    killed_fit(tmp_path, make(), at=12)
-    left = files(tmp_path / "saved")
+    case, calm = CASES["saved"], tmp_path / "calm"
+    calm.mkdir()
+    module_for(case, tmp_path / "initial.pt")
+    order = {"name": "saved", "initial": tmp_path / "initial.pt", "gone": []}
+    assert fresh_process.ask("killed", job="fit", at=12, folder=tmp_path, **order)
+    left = files(tmp_path / "checkpoints")
     assert any(name.startswith("shard_0/slice_1") for name in left) and not any("shard_1" in name for name in left)
     with pytest.warns(UserWarning, match="exists and is not empty"):
-        fitted(tmp_path, make())
-    module_for(CASE, tmp_path / "initial.pt")
-    (tmp_path / "calm" / "initial.pt").write_bytes((tmp_path / "initial.pt").read_bytes())
-    fitted(
-        tmp_path / "calm",
-        ModelCheckpoint(tmp_path / "calm/saved", monitor="loss", save_last=True, every_n_train_steps=2),
-    )
-    assert files(tmp_path / "saved") == files(tmp_path / "calm" / "saved")
-    assert_same_record(tmp_path, tmp_path / "calm")
-
-
-def killed_fit(folder, *callbacks, at, case=CASE, **changes):
-    """Fit in a fork that kills itself in its n-th training step."""
-    child = os.fork()
-    if child == 0:
-        KILL.at = at
-        try:
-            fitted(folder, *callbacks, case=case, **changes)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+        trainer_for(case, tmp_path).fit(module_for(case, tmp_path / "initial.pt"), **data_for(case))
+    fresh_process.ask("fit", folder=calm, **order)
+    assert files(tmp_path / "checkpoints") == files(calm / "checkpoints")
+    assert_same_record(tmp_path, calm)
 
 
 def test_files_of_another_record_in_the_same_folder_stay_with_it(tmp_path):
@@ -251,24 +232,46 @@ def test_after_an_error_the_callbacks_have_their_folder_and_their_methods_back(t
 
 
 def test_a_save_that_waits_for_a_validation_does_not_wait_into_the_next_stage(tmp_path):
-    """The last step of a stage asks for a save of a metric that only the next validation would have."""
-
-    class Rarely(Validated):
-        def validation_step(self, batch, index):
-            if self.current_epoch == 2:
-                super().validation_step(batch, index)
-
-    case = replace(CASE, module=Rarely, validation=True, shards=1)
-    saving = ModelCheckpoint(
-        tmp_path / "saved", monitor="val_loss", every_n_train_steps=1, save_on_train_epoch_end=False
-    )
+    saving = ModelCheckpoint(tmp_path / "saved")
     seen = []
 
-    class Looking(lightning.Callback):
+    class Waiting(lightning.Callback):
         def on_train_start(self, trainer, pl_module):
             seen.append(saving._defer_save_until_validation)
+
+        def on_train_end(self, trainer, pl_module):
             saving._defer_save_until_validation = True
 
-    with pytest.raises(Exception, match="could not find the monitored key"):
-        fitted(tmp_path, saving, Looking(), case=case)
-    assert seen == [False]
+    case = replace(CASE, callbacks=(Waiting,))
+    fitted(tmp_path, saving, case=case)
+    assert seen == [False] * 4
+
+
+class FailingLater(Net):
+    """Fails in the second slice of a request."""
+
+    fails = False
+
+    def training_step(self, batch, index):
+        if self.current_epoch == 3 and FailingLater.fails:
+            raise ArithmeticError
+        return super().training_step(batch, index)
+
+
+def test_a_request_that_fails_leaves_the_files_of_the_model_that_stays(tmp_path):
+    saving = ModelCheckpoint(tmp_path / "saved", filename="model", enable_version_counter=False, save_last=True)
+    trainer, module = fitted(tmp_path, saving, case=replace(CASE, module=FailingLater))
+    names, best, held = files(tmp_path / "saved"), saving.best_model_path, Path(saving.best_model_path).read_bytes()
+    FailingLater.fails = True
+    try:
+        with pytest.raises(ArithmeticError):
+            forget(CASE, trainer, [in_shard(1)])
+    finally:
+        FailingLater.fails = False
+    assert saving.best_model_path == best and Path(best).read_bytes() == held
+    assert set(names) < set(files(tmp_path / "saved"))
+    forget(CASE, trainer, [in_shard(1)])
+    assert not Path(best).exists() and len(files(tmp_path / "saved")) == len(names)
+    assert {Path(name).name for name in files(tmp_path / "saved")} == {"model.ckpt", "last.ckpt"}
+    assert not [name for name in files(tmp_path / "saved") if "_v3" in name]
+    assert same(torch.load(saving.best_model_path, weights_only=False)["state_dict"], module.state_dict())

@@ -1,6 +1,7 @@
 """One canary for each private name of Lightning that PyBrush uses: it fails where a new version changed it."""
 
 import copy
+import importlib
 import inspect
 
 import lightning
@@ -158,6 +159,20 @@ def test_internal_attributes_are_those_of_a_bare_module(fitted):
     assert vars(type(module)()).keys() - _private.INTERNAL_ATTRIBUTES == {"optimizer", "scheduler"}
     assert vars(module).keys() - _private.INTERNAL_ATTRIBUTES == {"optimizer", "scheduler"}
     assert {"_trainer", "_hparams", "_fabric", "_parameters", "training"} <= _private.INTERNAL_ATTRIBUTES
+
+
+def test_a_rich_bar_takes_its_metrics_over_when_it_is_told(fitted):
+    trainer, module = fitted
+    kinds = importlib.import_module(f"{type(trainer).__module__.split('.trainer')[0]}.callbacks")
+    bar, told = kinds.RichProgressBar(), []
+    bar._init_progress(trainer)
+    try:
+        bar.get_metrics = lambda *given: told.append(given) or {"some": "metric"}
+        _private.refresh_metrics(bar, trainer)
+        _private.refresh_metrics(kinds.TQDMProgressBar(), trainer)
+    finally:
+        bar.progress.stop()
+    assert told == [(trainer, module)] and bar._metric_component._metrics == {"some": "metric"}
 
 
 def test_a_time_limit_is_seen(fitted):

@@ -18,7 +18,7 @@ from typing import Any
 import lightning
 import pytorch_lightning as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from pybrush_lightning import SISA
@@ -34,6 +34,7 @@ from tests.lightning.models import (
     Remembering,
     Repeated,
     Rows,
+    SavesForTheCluster,
     Validated,
     WithLoader,
 )
@@ -93,6 +94,16 @@ CASES = {
     "frozen backbone": Case(Adapted),
     "workers": Case(loader={"num_workers": 2}, rows=Noisy, sisa={"ids": "names", "content": "off"}, shards=1),
     "the other package": Case(OtherNet, package=pl),
+    "saved": Case(
+        trainer={"enable_checkpointing": True},
+        callbacks=(lambda: ModelCheckpoint(save_last=True, every_n_train_steps=2), SavesForTheCluster),
+    ),
+    "saved in the other package": Case(
+        OtherNet,
+        package=pl,
+        trainer={"enable_checkpointing": True},
+        callbacks=(lambda: pl.callbacks.ModelCheckpoint(save_last=True, every_n_train_steps=2),),
+    ),
 }  # fmt: skip
 
 
