@@ -455,3 +455,11 @@ def attach() -> None:
         checkpoints.wrap_save_checkpoint(trainer_class, SISA)
         if not os.environ.get("PYBRUSH_NO_PATCH"):
             trainer_class.unlearn = unlearn  # type: ignore[attr-defined]
+    _private.wrap_recovery(_after_spawn)
+
+
+def _after_spawn(trainer: AnyTrainer) -> None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
+    for callback in callbacks:
+        if isinstance(callback, SISA):
+            callback.after_spawn(trainer)
