@@ -7,11 +7,12 @@ writes what it saw to rank-N.pt beside the plan.
 import json
 import os
 import sys
-import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import lightning
+import pytorch_lightning
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -41,24 +42,26 @@ class Story:
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         quiet |= {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_checkpointing": False}
         quiet |= {"max_epochs": 2, "default_root_dir": str(self.folder)}
-        callbacks = [SISA(record=place, **settings), *ddp_models.callbacks(self.plan, self.folder)]
-        return lightning.Trainer(callbacks=callbacks, **(quiet | self.plan.get("trainer", {}) | changes))
+        package = pytorch_lightning if self.plan.get("package") else lightning
+        callbacks = [SISA(record=place, **settings), *ddp_models.callbacks(self.plan.get("callbacks", []), self.folder)]
+        return package.Trainer(callbacks=callbacks, **(quiet | self.plan.get("trainer", {}) | changes))
 
     def new_module(self):
         torch.manual_seed(100 + self.rank)  # ranks begin apart, as in a script that seeds nothing
         module = self.kind()
-        if self.rank == 0:
-            initial = Path(self.plan["initial"])
-            if initial.exists():
-                module.load_state_dict(torch.load(initial, weights_only=True))
-            else:
-                torch.save(module.state_dict(), initial)
+        initial = Path(self.plan["initial"])
+        if self.rank == 0 and not initial.exists():
+            torch.save(module.state_dict(), initial)
+        elif self.rank == 0:
+            module.load_state_dict(torch.load(initial, weights_only=True))
         return module
 
     def data(self):
-        rows = getattr(ddp_models, self.plan.get("rows", "Rows"))(self.plan.get("gone", ()))
+        rows = partial(getattr(ddp_models, self.plan.get("rows", "Rows")), self.plan.get("gone", ()))
         settings = {"batch_size": 5, "shuffle": True, **self.plan.get("loader", {})}
-        found = {"train_dataloaders": DataLoader(rows, **settings)}
+        if self.plan.get("datamodule"):
+            return {"datamodule": ddp_models.Data(rows, settings)}
+        found = {"train_dataloaders": DataLoader(rows(), **settings)}
         if self.plan.get("validation"):
             held_out = Rows(rows=11, seed=9)
             found["val_dataloaders"] = DataLoader(TensorDataset(held_out.x, held_out.y), batch_size=3)
@@ -69,70 +72,64 @@ class Story:
     def fit(self):
         self.trainer.fit(self.module, **self.data())
 
-    def unlearn(self, name="result", **ask):
-        result = self.trainer.unlearn(**ask)
-        self.note_result(name, result)
+    def unlearn(self, name, ask):
+        self.note_result(name, self.trainer.unlearn(**ask))
 
-    def unlearn_anew(self, name="result", trainer=None, **ask):
-        """Serve a request with a trainer and a module that know nothing, as the first call of a process."""
-        self.trainer = self.new_trainer(**(trainer or {}))
-        self.module = self.new_module()
+    def begin_anew(self, **settings):
+        """Have a trainer and a module that know nothing, as at the beginning of a script."""
+        self.trainer, self.module = self.new_trainer(**settings), self.new_module()
+
+    def unlearn_anew(self, name, ask):
         self.note_result(name, self.trainer.unlearn(**ask, model=self.module, **self.data()))
 
     def note_result(self, name, result):
-        inputs = Rows(seed=3).x
         self.facts[name] = {
             "forgotten": result.forgotten,
             "method": result.method,
-            "guarantee": str(result.guarantee),
+            "guarantee": type(result.guarantee).__name__,
             "rebuilt": result.cost.stages_rebuilt,
             "record": str(result.record),
-            "answers": None if result.model is None else result.model.eval()(inputs).detach(),
+            "answers": None if result.model is None else result.model.eval()(Rows(seed=3).x).detach(),
         }
 
-    def refused(self, name, ask=None, fit=False):
-        """Do what has to raise, and note what it raised here and how long that took."""
-        began = time.monotonic()
+    def refused(self, label, method, **arguments):
+        """Do what has to raise, and note what it raised here."""
         try:
-            if fit:
-                self.fit()
-            else:
-                self.trainer.unlearn(**ask, model=self.module, **self.data())
-        except (PyBrushError, RuntimeError, ValueError) as error:
-            self.facts[name] = {"kind": type(error).__name__, "text": str(error), "seconds": time.monotonic() - began}
+            getattr(self, method)(**arguments)
+        except (PyBrushError, RuntimeError) as error:
+            self.facts[label] = [type(error).__name__, str(error)]
 
     def state(self, name):
-        """Note every tensor that the module holds."""
+        """Note every tensor that the module holds, and where the trainer stands."""
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         self.facts[name] = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+        self.facts[f"{name}: trainer"] = [self.trainer.current_epoch, self.trainer.global_step]
 
     def answers(self, name):
-        """Note what trainer.test and trainer.validate log, which the aggregate answers."""
+        """Note what trainer.test logs, and what trainer.predict returns to this rank."""
         inputs = Rows(seed=3)
-        loader = DataLoader(TensorDataset(inputs.x, inputs.y), batch_size=4)
-        metrics = self.trainer.test(self.module, loader, verbose=False)
-        self.facts[name] = metrics[0]
-
-    def predictions(self, name):
-        """Note what trainer.predict returns to this rank, through the aggregate."""
-        found = self.trainer.predict(self.module, DataLoader(TensorDataset(Rows(seed=3).x[:7]), batch_size=4))
-        self.facts[name] = torch.cat(found) if found else None
+        metrics = self.trainer.test(self.module, DataLoader(TensorDataset(inputs.x, inputs.y), batch_size=4))
+        self.facts[name] = metrics[0]["test_loss"]
+        if not self.plan.get("spawned"):  # Lightning returns no predictions from spawned processes
+            found = self.trainer.predict(self.module, DataLoader(TensorDataset(inputs.x[:7]), batch_size=4))
+            self.facts[f"{name}: predicted"] = torch.cat(found)
 
     def save(self, name):
         """Save a checkpoint as a user would, on all ranks."""
         self.trainer.save_checkpoint(self.folder / name)
 
-    def note(self, name, attribute):
-        """Note an attribute of the module."""
-        self.facts[name] = getattr(self.module, attribute)
+    def seen(self):
+        """Note what training steps of this rank were given."""
+        self.facts["seen"] = list(ddp_models.SEEN)
 
 
 def main():
     warnings.simplefilter("ignore")
     place = Path(sys.argv[1])
     story = Story(json.loads(place.read_text()), place.parent)
-    for step in story.plan["steps"]:
-        getattr(story, step[0])(*step[1:-1], **step[-1])
+    for step, *arguments in story.plan["steps"]:
+        settings = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
+        getattr(story, step)(*arguments, **settings)
     torch.save(story.facts, place.parent / f"rank-{story.rank}.pt")
 
 
