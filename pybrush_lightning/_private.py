@@ -170,6 +170,26 @@ def spawns(trainer: Trainer) -> bool:
     return type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
 
 
+def wrap_recovery(then: Callable[[Trainer], None]) -> None:
+    """Call `then` in the process that spawned others, when it has taken over what a fit of theirs left.
+
+    No callback is called there. Does nothing the second time.
+    """
+    for package in _packages():
+        launcher = importlib.import_module(f"{package.__name__}.strategies.launchers")._MultiProcessingLauncher
+        original = launcher._recover_results_in_main_process
+        if hasattr(original, "tells_sisa"):
+            continue
+
+        def recover(self: Any, output: Any, trainer: Trainer, original: Any = original) -> None:
+            original(self, output, trainer)
+            if trainer.state.fn == "fit":
+                then(trainer)
+
+        recover.tells_sisa = True  # type: ignore[attr-defined]
+        launcher._recover_results_in_main_process = recover
+
+
 @contextmanager
 def samplers_kept(trainer: Trainer) -> Iterator[None]:
     """Let the trainer take loaders as they are, without a sampler of its own for each process."""

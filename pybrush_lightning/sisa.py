@@ -28,7 +28,7 @@ from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, evaluation, loggers, progress, ranks, resume
+from pybrush_lightning import _private, aggregate, checkpoints, evaluation, loggers, progress, ranks, resume, state
 from pybrush_lightning.around_fit import Before, Given, Held, Job, Mark, Meter, Optimization, given_to, loaders_of
 from pybrush_lightning.fingerprint import check_processes, datasets_of
 from pybrush_lightning.learner import LightningLearner
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 _log = logging.getLogger(__name__)
+
+_SETTINGS = ("shards", "slices", "record", "naming", "how", "space", "key", "seed")
+"""What a process that ddp_spawn starts is told of a callback; everything else belongs to this process."""
 
 Members = tuple[dict[int, aggregate.Constituent], aggregate.Space, aggregate.How]
 """Constituents by shard, what they return, and what is made of it."""
@@ -103,6 +106,10 @@ class SISA(_private.CallbackBase):
         self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
         self.key, self.seed = key, seed
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know of no record, trainer or module yet, as in a process that has just begun."""
         self.given = Given()
         self.job: Job | None = None
         self._opened: tuple[tuple[int, int], Record] | None = None
@@ -114,6 +121,13 @@ class SISA(_private.CallbackBase):
         self._mark: Mark | None = None
         self._steps = loggers.LogSteps()
         self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name in _SETTINGS}
+
+    def __setstate__(self, settings: dict[str, Any]) -> None:
+        vars(self).update(settings)
+        self._begin()
 
     # What Lightning calls
 
@@ -284,12 +298,30 @@ class SISA(_private.CallbackBase):
             checkpoints.register(record, path, self._mark.key)
             self._warn_of_one(record, path)
 
+    def after_spawn(self, trainer: Trainer) -> None:
+        """Let the module hold what the processes that trained it left in the record, bit for bit.
+
+        Lightning itself hands back the state dict alone, without other buffers and attributes.
+        """
+        record, module = self.recorded(), trainer.lightning_module
+        if record is None or _private.is_trial_run(trainer):
+            return
+        held = Held.of(record)
+        tree = record.store.load(held.key)[0]
+        state.write_module(module, tree["module"])
+        state.write_callbacks(trainer, module, tree["callbacks"])
+        self.given = Given(module)
+        self._point(trainer, module, held)
+
     def mark(self, learner: LightningLearner, held: Held) -> None:
         """Note which constituent the module holds now, and let checkpoints and optimizers fit it."""
-        self._mark = Mark(weakref.ref(learner.module), held.key)
-        checkpoints.point_to(learner.trainer, held.checkpoints)
+        self._point(learner.trainer, learner.module, held)
         learner.connect_held_optimization()
         _private.set_log_step(learner.trainer.fit_loop, self._steps.next)
+
+    def _point(self, trainer: Trainer, module: LightningModule, held: Held) -> None:
+        self._mark = Mark(weakref.ref(module), held.key)
+        checkpoints.point_to(trainer, held.checkpoints)
 
     # The fit itself
 

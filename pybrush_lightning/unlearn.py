@@ -14,38 +14,31 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.utilities import GradClipAlgorithmType
-from numpy.typing import NDArray
 
 from pybrush import forget as core
 from pybrush.build import Sources
-from pybrush.errors import ConfigurationError, ForgetError, RecordError, UnsupportedError
+from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Learner
 from pybrush.record import Record
 from pybrush.record.record import RecordPlan
-from pybrush.record.resolve import Wish
-from pybrush.request import Roster
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, checkpoints, ranks
 from pybrush_lightning.aggregate import AggregateModule
 from pybrush_lightning.around_fit import Given, Held, Job, loaders_of
+from pybrush_lightning.asked import Asked
 from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.resume import look_in_stages
-from pybrush_lightning.sample_ids import forget_dataset, rows_inside
 from pybrush_lightning.sisa import SISA, Members
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.supported import check_training
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer as AnyTrainer
-
-_LONG_ID = 16
-"""Bytes from which an id is searched for in the record's files; shorter ones match by chance."""
 
 
 def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
@@ -112,7 +105,7 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         raise UnsupportedError("fast_dev_run never touches a record; unlearn with a Trainer without it.")
     sisa = _sisa_of(trainer)
     given = _given(sisa, Given(model, train_dataloaders, val_dataloaders, datamodule))
-    asked = _Asked(forget, ids, rows, subjects, missing, duplicates)
+    asked = Asked(forget, ids, rows, subjects, missing, duplicates)
     serve = _serve_on_ranks if ranks.is_many(trainer) else _serve_here
     with kept_randomness():
         return serve(trainer, sisa, given, asked, _Terms(method, guarantee, dry_run))
@@ -127,7 +120,7 @@ class _Terms:
     dry_run: bool
 
 
-def _serve_here(trainer: AnyTrainer, sisa: SISA, given: Given, asked: _Asked, terms: _Terms) -> UnlearnResult:
+def _serve_here(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked, terms: _Terms) -> UnlearnResult:
     """Serve a request in the one process that there is; only what is trained runs inside of a fit."""
     record = _record_of(sisa, terms)
     with _recorded_settings(trainer, record.plan):
@@ -143,7 +136,7 @@ def _serve_here(trainer: AnyTrainer, sisa: SISA, given: Given, asked: _Asked, te
     return _result(given, served)
 
 
-def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: _Asked, terms: _Terms) -> UnlearnResult:
+def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked, terms: _Terms) -> UnlearnResult:
     """Serve a request on all ranks, inside of one fit: in a new process the other ranks begin with it."""
     if _private.spawns(trainer):
         raise UnsupportedError(
@@ -226,28 +219,6 @@ def _result(given: Given, served: _Served) -> UnlearnResult:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What the caller named."""
-
-    forget: Any
-    ids: Sequence[Any] | None
-    rows: Sequence[int] | None
-    subjects: Sequence[Any] | None
-    missing: bool
-    duplicates: Literal["report", "forget"]
-
-    def __post_init__(self) -> None:
-        alone = [self.ids is not None, self.rows is not None, self.missing]
-        ways = [*alone, self.forget is not None]
-        if sum(ways) > 1 or (any(alone) and self.subjects is not None):
-            raise ForgetError("say in one way what to forget: a forget set, ids=, rows=, subjects= or missing=True.")
-        for name in ("ids", "subjects"):
-            given = getattr(self, name)
-            if isinstance(given, (str, bytes)):
-                raise ForgetError(f"{name}= takes a list; got {given!r}. For a single one pass [{given!r}].")
-
-
-@dataclass(frozen=True)
 class _Served:
     """What came of a request, as every rank is told.
 
@@ -272,13 +243,14 @@ class _Request:
     record: Record
     plan: LoaderPlan
 
-    def serve(self, learner: Learner, asked: _Asked, dry_run: bool) -> _Served:
+    def serve(self, learner: Learner, asked: Asked, dry_run: bool) -> _Served:
         """Compare fingerprints, name the rows, and let the core do the rest."""
         record, sisa = self.record, self.sisa
         check_processes(record, self.trainer)
         core.check_fingerprint(record, sisa.wish(record.plan.epochs, self.plan), learner)
         roster = sisa.naming.roster(self.plan.dataset, record.names)
-        wish, sources = self._wish(asked, roster), Sources(learner, self.plan, roster)
+        wish = asked.wish(sisa.naming, record.names, self.plan.dataset, roster)
+        sources = Sources(learner, self.plan, roster)
         before = record.constituents()
         try:
             result = core.unlearn(record, sources, wish, aggregate=lambda _: None, dry_run=dry_run)
@@ -287,38 +259,6 @@ class _Request:
                 raise
             return _Served(ranks.Failure.of(error), sisa.members(), Held.of(record))
         return _Served(result, sisa.members(), None if dry_run else Held.of(record))
-
-    def _wish(self, asked: _Asked, roster: Roster) -> Wish:
-        """Turn what the caller named into pseudonyms or content digests."""
-        namer, naming = self.record.names, self.sisa.naming
-        subjects = None if asked.subjects is None else namer.subjects(asked.subjects)
-        if asked.ids is not None:
-            if naming.kind != "ids":
-                raise ForgetError(
-                    f"this record names samples by {naming.kind}; pass rows=, forget=, subjects= or missing."
-                )
-            return Wish(names=namer.samples(asked.ids), duplicates=asked.duplicates, raw_ids=_long_ids(asked.ids))
-        if asked.rows is not None:
-            return self._rows_wish(_positions(asked.rows, len(roster)), roster, asked.duplicates)
-        if asked.forget is None:
-            raw = _long_ids(asked.subjects or ())
-            return Wish(subjects=subjects, missing=asked.missing, duplicates=asked.duplicates, raw_ids=raw)
-        dataset = forget_dataset(asked.forget)
-        inside = rows_inside(dataset, self.plan.dataset)
-        if inside is not None and subjects is None:
-            return self._rows_wish(sorted(set(inside)), roster, asked.duplicates)
-        if naming.kind == "ids" and (isinstance(naming.ids, str) or callable(naming.ids)):
-            given = naming.ids_of(dataset)
-            return Wish(names=namer.samples(given), duplicates=asked.duplicates, raw_ids=_long_ids(given))
-        contents = namer.contents(map(naming.reader(dataset), range(len(dataset))))
-        return Wish(contents=contents, subjects=subjects, duplicates=asked.duplicates)
-
-    def _rows_wish(self, rows: list[int], roster: Roster, duplicates: Literal["report", "forget"]) -> Wish:
-        raw: tuple[bytes, ...] = ()
-        if self.sisa.naming.kind == "ids":
-            known = self.sisa.naming.ids_of(self.plan.dataset)
-            raw = _long_ids([known[row] for row in rows])
-        return Wish(names=roster.names[rows], duplicates=duplicates, raw_ids=raw)
 
 
 def _sisa_of(trainer: AnyTrainer) -> SISA:
@@ -411,27 +351,6 @@ def _recorded_settings(trainer: AnyTrainer, plan: RecordPlan) -> Iterator[None]:
             setattr(trainer, name, value)
 
 
-def _positions(rows: Sequence[int], length: int) -> list[int]:
-    """Return positions once each, in order.
-
-    Raises:
-        ForgetError: for positions outside of the data set, masks and fractions.
-    """
-    given: NDArray[Any] = np.asarray(rows)
-    if given.size and given.dtype.kind not in "iu":
-        raise ForgetError(f"rows= takes whole numbers, positions in the training data; got {given.dtype}.")
-    found = [int(row) for row in given.ravel().tolist()]
-    outside = [row for row in found if not 0 <= row < length]
-    if outside:
-        raise ForgetError(f"rows= holds {len(outside)} positions outside of 0..{length - 1}, such as {outside[0]}.")
-    return sorted(set(found))
-
-
-def _long_ids(ids: Sequence[Any]) -> tuple[bytes, ...]:
-    raw = (i.encode() if isinstance(i, str) else i for i in ids if isinstance(i, (str, bytes)))
-    return tuple(sorted({i for i in raw if len(i) >= _LONG_ID}))
-
-
 def _check_unused(**given: bool) -> None:
     named = [name for name, is_set in given.items() if is_set]
     if named:
@@ -457,3 +376,11 @@ def attach() -> None:
         if not os.environ.get("PYBRUSH_NO_PATCH"):
             trainer_class.unlearn = unlearn  # type: ignore[attr-defined]
     look_in_stages(SISA)
+    _private.wrap_recovery(_after_spawn)
+
+
+def _after_spawn(trainer: AnyTrainer) -> None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
+    for callback in callbacks:
+        if isinstance(callback, SISA):
+            callback.after_spawn(trainer)

@@ -1,0 +1,78 @@
+"""What the scripts of the DDP tests train; every class can be pickled for spawned processes."""
+
+import os
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import nn
+
+from tests.lightning.models import Drawing, Net, Noisy, OtherNet, Pushing, Remembering, Rows
+
+__all__ = ["Drawing", "Net", "Noisy", "OtherNet", "Remembering", "Rows"]
+
+
+SEEN = []
+"""[epoch, first input of each row, a random number] of every training step of this process."""
+
+
+def callbacks(names, folder):
+    """Return the callbacks that a plan names."""
+    kinds = {
+        "checkpoint": lambda: ModelCheckpoint(dirpath=folder / "checkpoints", save_last=True),
+        "pushing": Pushing,
+        "stopping": lambda: EarlyStopping("val_loss", patience=1, min_delta=0.03),
+    }
+    return [kinds[name]() for name in names]
+
+
+class Watched(Net):
+    """Validates; notes on each rank which rows it was given and what it drew, and falls where FALLS says so.
+
+    FALLS names a rank and an epoch, such as "1:2".
+    """
+
+    def training_step(self, batch, index):
+        epoch, rank = self.trainer.current_epoch, self.trainer.global_rank
+        if os.environ.get("FALLS") in (f"{rank}:{epoch}", f"all:{epoch}"):
+            raise RuntimeError("this batch cannot be trained on")
+        SEEN.append([epoch, batch[0][:, 0].tolist(), float(torch.rand(()))])
+        return super().training_step(batch, index)
+
+    def validation_step(self, batch, index):
+        x, y = batch
+        loss = nn.functional.cross_entropy(nn.functional.dropout(self(x), 0.1), y)
+        self.log("val_loss", loss, batch_size=len(y), sync_dist=True)
+
+
+class Tally:
+    """An object that no state can hold."""
+
+    def __init__(self):
+        self.batches = 0
+
+
+class Counting(Net):
+    """Changes, on rank 0 alone, an attribute that no stage can store."""
+
+    def __init__(self):
+        super().__init__()
+        self.tally = Tally()
+
+    def training_step(self, batch, index):
+        self.tally.batches += int(self.trainer.is_global_zero)
+        return super().training_step(batch, index)
+
+
+class Data(lightning.LightningDataModule):
+    """The rows, made in setup."""
+
+    def __init__(self, make, loader):
+        super().__init__()
+        self.make, self.loader = make, loader
+
+    def setup(self, stage):
+        self.rows = self.make()
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.rows, **self.loader)

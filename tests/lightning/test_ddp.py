@@ -1,0 +1,411 @@
+"""SISA in two processes or more: rank 0 keeps the record, and what is trained is DDP.
+
+Each launch imports torch in every process, so one launch answers many questions here.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from torch import nn
+
+from pybrush.errors import FingerprintError, UnsupportedError
+from pybrush.learner import Horizon
+from pybrush.plan.order import Seeds
+from pybrush.record import Record
+from pybrush_lightning.stage_data import Share, StageBatchSampler, loader_plan
+from pybrush_lightning.supported import check_training
+from tests import reference
+from tests.lightning.models import Net, Rows
+from tests.lightning.test_bitwise import assert_same_record
+from tests.lightning.twin import CASES, KEY, SEED, data_for, trainer_for
+
+ROOT = Path(__file__).parents[2]
+GONE = [3, 20]
+NAMES = [Rows().names[row] for row in GONE]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def launch(folder, steps, command=(sys.executable,), ranks=2, falls="", **plan):
+    """Run a script in as many processes as its trainer says; return what each rank noted."""
+    folder.mkdir(exist_ok=True)
+    initial = plan.pop("initial", folder / "initial.pt")
+    (folder / "plan.json").write_text(json.dumps({"initial": str(initial), "steps": steps, **plan}))
+    hidden = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "PL_GLOBAL_SEED")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"OMP_NUM_THREADS": "1", "FALLS": falls}
+    arguments = [*command, "-m", "tests.lightning.ddp_script", str(folder / "plan.json")]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    if falls:
+        assert done.returncode != 0
+        return done.stderr
+    assert done.returncode == 0, done.stderr[-5000:]
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def same(one, other):
+    """Whether two notes are equal, bit for bit where they are tensors."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def fresh_fit(folder, initial, gone=GONE, **plan):
+    """Fit without some rows, in new processes and an empty folder; return what it answers."""
+    answers = [["fit"], ["state", "state"], ["answers", "answers"]]
+    return launch(folder, answers, initial=initial, gone=gone, **plan)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A folder and what two ranks noted: a fit, refusals, a dry run, a request, and answers before and after."""
+    folder = tmp_path_factory.mktemp("ddp")
+    steps = [
+        ["fit"], ["state", "fitted"], ["seen"], ["answers", "before"],
+        ["refused", "unknown", "unlearn", {"name": "none", "ask": {"ids": ["nobody"]}}],
+        ["unlearn", "dry", {"ask": {"ids": NAMES, "dry_run": True}}], ["state", "after the dry run"],
+        ["save", "whole.ckpt"],
+        ["unlearn", "request", {"ask": {"ids": NAMES}}], ["state", "unlearnt"], ["answers", "after"],
+        ["unlearn", "again", {"ask": {"ids": NAMES}}], ["save", "rebuilt.ckpt"],
+    ]  # fmt: skip
+    settings = {"module": "Watched", "callbacks": ["checkpoint"], "trainer": {"enable_checkpointing": True}}
+    ranks = launch(folder, steps, validation=True, **settings)
+    fresh = fresh_fit(folder / "fresh", folder / "initial.pt", validation=True, **settings)
+    return folder, ranks, fresh
+
+
+# What two processes make
+
+
+def test_unlearning_on_two_ranks_has_the_bits_of_training_without_the_rows(told):
+    folder, ranks, fresh = told
+    assert ranks[0]["request"]["forgotten"] == 2 and ranks[0]["request"]["rebuilt"] > 0
+    assert_same_record(folder, folder / "fresh")
+    for rank in (0, 1):
+        assert same(ranks[rank]["unlearnt"], fresh[rank]["state"])
+        assert same(ranks[rank]["after: predicted"], fresh[rank]["answers: predicted"])
+        assert ranks[rank]["after"] == fresh[rank]["answers"] != ranks[rank]["before"]
+
+
+def test_every_rank_holds_the_constituent_and_gets_the_result(told):
+    folder, ranks, _ = told
+    record = Record.open(folder / "record", KEY)
+    held = record.constituents()
+    stored = record.store.load(held[max(held)])[0]["module"]
+    for rank, facts in enumerate(ranks):
+        assert same(facts["unlearnt"], {**stored["parameters"], **stored["buffers"]})
+        assert facts["request"]["record"] == str(folder / "record")
+        assert facts["request"]["guarantee"] == "Exact"
+        assert facts["again"]["method"] == "none" and facts["again"]["answers"] is not None
+        assert facts["dry"]["method"] == "rebuild" and facts["dry"]["answers"] is None
+        assert same(facts["after the dry run"], facts["fitted"])
+        assert facts["fitted: trainer"][0] == facts["unlearnt: trainer"][0] == 2
+        torch.testing.assert_close(facts["after: predicted"], facts["request"]["answers"][rank:7:2])
+    assert same(ranks[0]["request"], ranks[1]["request"])
+
+
+def test_a_refusal_reaches_both_ranks_and_leaves_no_request(told):
+    folder, ranks, _ = told
+    assert ranks[0]["unknown"][0] == ranks[1]["unknown"][0] == "UnknownSamplesError"
+    assert "1 of 1 samples" in ranks[1]["unknown"][1]
+    assert [info.number for info in Record.open(folder / "record", KEY).requests] == [1]
+
+
+def test_rank_0_alone_touches_the_record_and_its_key(told):
+    folder, _, _ = told
+    assert not list(folder.glob("record-of-rank-*"))
+    assert not list(folder.glob("*.key*"))
+
+
+def test_the_weights_move_in_every_stage(told):
+    record = Record.open(told[0] / "record", KEY)
+    for stage in record.graph():
+        state = record.store.load(stage.key)[0]["module"]["parameters"]
+        parent = record.store.load("initial" if stage.starts_shard else stage.parent)[0]["module"]["parameters"]
+        assert all(not torch.equal(state[name], parent[name]) for name in state)
+
+
+def test_ranks_train_on_halves_of_each_epoch_and_draw_other_numbers(told):
+    _, ranks, _ = told
+    rows = Rows()
+    names = [reference.pseudonym(KEY, b"s:" + name.encode()) for name in rows.names]
+    shard, last, members = reference.schedule(names, 2, 2)[0]
+    halves = [[], []]
+    for rank, facts in enumerate(ranks):
+        steps = len(reference.batches(list(range(-(-len(members) // 2))), 5))
+        first_epoch = facts["seen"][:steps]
+        assert {epoch for epoch, _, _ in first_epoch} == {0}
+        halves[rank] = [value for _, batch, _ in first_epoch for value in batch]
+    order = reference.epoch_order(members, SEED, shard, last, 0)
+    assert halves[0] == rows.x[order[::2], 0].tolist()
+    assert halves[1] == rows.x[[*order, order[0]][1 : 2 * len(halves[1]) : 2], 0].tolist()
+    assert all(
+        one[0] == other[0] and one[2] != other[2] for one, other in zip(*(f["seen"] for f in ranks), strict=True)
+    )
+
+
+def test_checkpoints_are_registered_by_rank_0_and_erased_with_their_stage(told):
+    folder, _, _ = told
+    record = Record.open(folder / "record", KEY)
+    assert not (folder / "whole.ckpt").exists() and (folder / "rebuilt.ckpt").exists()
+    assert {str(folder / "rebuilt.ckpt"), str(folder / "checkpoints" / "last.ckpt")} <= set(record.artefacts())
+    record.verify()
+
+
+@pytest.mark.parametrize("call", ["fit", "unlearn"])
+def test_one_process_does_not_serve_a_record_of_two(told, call):
+    trainer = trainer_for(CASES["ids"], told[0])
+    serve = {"fit": trainer.fit, "unlearn": partial(trainer.unlearn, ids=[Rows().names[5]])}[call]
+    with pytest.raises(FingerprintError, match=r"trained by 2 processes.*devices=2, strategy='ddp'"):
+        serve(model=Net(), **data_for(CASES["ids"]))
+
+
+# Batches
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_ranks_share_every_row_of_an_epoch_in_equally_many_batches(world, size, drop_last):
+    for rows in range(2, 4 * size + 2):
+        order = [7 * row + 1 for row in np.random.default_rng(rows).permutation(rows).tolist()]
+        each = max(-(-rows // world), 2 if size > 1 else 1)
+        for rank in range(world):
+            # Row by row: the i-th of this rank is the (rank + world i)-th of the epoch, which begins again at its end.
+            own = [order[(rank + world * i) % rows] for i in range(each)]
+            sampler = sampler_over(order, rank, world, size, drop_last)
+            found = list(sampler)
+            assert found == reference.batches(own, size, drop_last)
+            assert len(sampler) == len(found)
+            assert size == 1 or min(map(len, found)) > 1
+        if not drop_last:
+            shared = [list(sampler_over(order, rank, world, size, False)) for rank in range(world)]
+            assert {row for batches in shared for batch in batches for row in batch} == set(order)
+
+
+def sampler_over(order, rank, world, size, drop_last):
+    data = torch.utils.data.DataLoader(range(1000), batch_size=size, drop_last=drop_last, shuffle=True)
+    rows, horizon = (lambda _: np.array(order)), Horizon(0, 0, 1, 0, 1)
+    return StageBatchSampler(loader_plan(data), rows, horizon, Seeds(1, 0, 0), Share(rank, world), torch.Generator())
+
+
+def test_workers_draw_other_numbers_on_each_rank_and_one_process_draws_as_ever():
+    drawn = []
+    for share in (Share(), Share(0, 2), Share(1, 2)):
+        loader, generator = torch.utils.data.DataLoader(range(9), batch_size=2, shuffle=True), torch.Generator()
+        sampler = StageBatchSampler(
+            loader_plan(loader), lambda _: np.arange(9), Horizon(0, 0, 1, 0, 1), Seeds(1, 0, 0), share, generator
+        )
+        iter(sampler)
+        drawn.append(generator.initial_seed())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[2] == reference.seed_of(1, 0, 0, 0, "workers", 1) & (2**63 - 1)
+
+
+# Against plain torch
+
+
+def plain_ddp(initial, rows, ranks, epochs):
+    """Train as DDP does, in one process: mean gradients of all ranks, buffers of rank 0, own dropout on each.
+
+    One shard, one slice; SISA's order and seeds are written again in tests/reference.py.
+    """
+    module = Net()
+    module.load_state_dict(torch.load(initial, weights_only=True))
+    network = module.net.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    members = [(reference.pseudonym(KEY, b"s:" + name.encode()), 0, row) for row, name in enumerate(rows.names)]
+    for epoch in range(epochs):
+        order = reference.epoch_order(members, SEED, 0, 0, epoch)
+        each = -(-len(order) // ranks)
+        shares = [[order[(rank + ranks * i) % len(order)] for i in range(each)] for rank in range(ranks)]
+        cuts = [reference.batches(share, 5) for share in shares]
+        seeds = [reference.seed_of(SEED, 0, 0, epoch, "train", rank) for rank in range(ranks)]
+        drawn = [torch.Generator().manual_seed(seed).get_state() for seed in seeds]
+        for batches in zip(*cuts, strict=True):
+            optimizer.zero_grad()
+            buffers = copy.deepcopy(dict(network.named_buffers()))
+            for rank in reversed(range(ranks)):  # rank 0 last: its buffers are what all of them go on with
+                for name, buffer in network.named_buffers():
+                    buffer.copy_(buffers[name])
+                torch.set_rng_state(drawn[rank])
+                loss = nn.functional.cross_entropy(network(rows.x[batches[rank]]), rows.y[batches[rank]])
+                (loss / ranks).backward()
+                drawn[rank] = torch.get_rng_state()
+            optimizer.step()
+    return network.state_dict()
+
+
+@pytest.mark.long
+def test_one_shard_and_one_slice_on_two_ranks_equal_a_plain_loop_over_halves(tmp_path):
+    launch(tmp_path, [["fit"]], sisa={"shards": 1, "slices": 1}, trainer={"max_epochs": 3})
+    with torch.random.fork_rng():
+        expected = plain_ddp(tmp_path / "initial.pt", Rows(), 2, 3)
+    record = Record.open(tmp_path / "record", KEY)
+    stored = record.store.load(record.constituents()[0])[0]["module"]
+    tensors = {**stored["parameters"], **stored["buffers"]}
+    assert tensors.keys() == {f"net.{name}" for name in expected}
+    assert all(torch.equal(tensors[f"net.{name}"], value) for name, value in expected.items())
+
+
+# Other ways to launch, and other trainings
+
+
+@pytest.mark.long
+def test_torchrun_and_a_request_in_new_processes_make_the_same_record_as_a_script(told, tmp_path):
+    folder, ranks, _ = told
+    settings = {"module": "Watched", "callbacks": ["checkpoint"], "trainer": {"enable_checkpointing": True}}
+    settings |= {"initial": folder / "initial.pt", "validation": True}
+    launch(tmp_path, [["fit"]], TORCHRUN, **settings)
+    own = {"max_epochs": 9, "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}
+    steps = [["begin_anew", own], ["unlearn_anew", "request", {"ask": {"ids": NAMES}}], ["state", "state"]]
+    asked = launch(tmp_path, [*steps, ["answers", "after"]], **(settings | {"initial": tmp_path / "another.pt"}))
+    assert_same_record(folder, tmp_path)
+    for rank in (0, 1):
+        assert same(asked[rank]["state"], ranks[rank]["unlearnt"])
+        assert same(asked[rank]["request"]["answers"], ranks[rank]["request"]["answers"])
+        assert asked[rank]["after"] == ranks[rank]["after"]
+
+
+@pytest.mark.long
+def test_spawned_processes_leave_the_constituent_in_the_one_that_spawned_them_and_ddp_serves_their_record(tmp_path):
+    settings = {"module": "Remembering", "callbacks": ["pushing"]}
+    steps = [["fit"], ["state", "state"], ["answers", "answers"],
+             ["refused", "request", "unlearn", {"name": "none", "ask": {"ids": NAMES}}]]  # fmt: skip
+    facts = launch(tmp_path, steps, ranks=1, spawned=True, **settings, trainer={"strategy": "ddp_spawn"})[0]
+    record = Record.open(tmp_path / "record", KEY)
+    held = record.constituents()
+    stored = record.store.load(held[max(held)])[0]["module"]
+    assert same(facts["state"], {**stored["parameters"], **stored["buffers"]})
+    assert facts["request"][0] == "UnsupportedError" and "strategy='ddp'" in facts["request"][1]
+    assert record.requests == ()
+    steps = [["fit"], ["answers", "answers"], ["begin_anew"], ["unlearn_anew", "request", {"ask": {"ids": NAMES}}]]
+    served = launch(tmp_path, steps, **settings)
+    assert served[0]["answers"] == facts["answers"]
+    fresh_fit(tmp_path / "fresh", tmp_path / "initial.pt", **settings)
+    assert_same_record(tmp_path, tmp_path / "fresh")
+
+
+VARIANTS = {
+    "state in many places": {"module": "Remembering", "callbacks": ["pushing"], "sisa": {"slices": 3}},
+    "draws before epochs begin": {"module": "Drawing"},
+    "accumulation and clipping": {"trainer": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.3}},
+    "half precision": {"trainer": {"precision": "bf16-mixed"}, "loader": {"drop_last": True}},
+    "early stop": {
+        "module": "Watched", "callbacks": ["stopping"], "validation": True, "sisa": {"slices": 1, "shards": 3},
+        "trainer": {"max_epochs": 6},
+    },
+    "workers": {
+        "rows": "Noisy", "loader": {"num_workers": 2, "batch_size": 4}, "sisa": {"shards": 1, "content": "off"}
+    },
+    "data module": {"datamodule": True, "loader": {"shuffle": False}},
+    "the other package": {"package": "pytorch_lightning", "module": "OtherNet"},
+}  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_trainings_on_two_ranks_forget_to_the_bit(name, tmp_path):
+    plan = VARIANTS[name]
+    steps = [["fit"], ["unlearn", "request", {"ask": {"ids": NAMES}}], ["state", "state"], ["answers", "answers"]]
+    ranks = launch(tmp_path, steps, **plan)
+    fresh = fresh_fit(tmp_path / "fresh", tmp_path / "initial.pt", **plan)
+    assert_same_record(tmp_path, tmp_path / "fresh")
+    assert all(ranks[rank]["answers"] == fresh[rank]["answers"] for rank in (0, 1))
+
+
+@pytest.mark.long
+def test_three_ranks_forget_to_the_bit_with_a_parameter_of_their_own_in_the_fingerprint(tmp_path):
+    plan = {"trainer": {"devices": 3, "strategy": "ddp_find_unused_parameters_true"}, "ranks": 3}
+    launch(tmp_path, [["fit"], ["unlearn", "request", {"ask": {"ids": NAMES}}]], **plan)
+    fresh_fit(tmp_path / "fresh", tmp_path / "initial.pt", **plan)
+    assert_same_record(tmp_path, tmp_path / "fresh")
+    plan["trainer"]["strategy"] = "ddp"
+    found = launch(tmp_path, [["refused", "other", "fit"]], **plan)
+    assert all(facts["other"][0] == "FingerprintError" and "find_unused" in facts["other"][1] for facts in found)
+
+
+# Failures
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("falls", ["1:1", "all:1"])
+def test_a_record_survives_a_rank_that_falls_and_is_finished_by_the_next_launch(falls, told, tmp_path):
+    folder, ranks, _ = told
+    settings = {"module": "Watched", "callbacks": ["checkpoint"], "trainer": {"enable_checkpointing": True}}
+    settings |= {"validation": True, "initial": folder / "initial.pt"}
+    assert "this batch cannot be trained on" in launch(tmp_path, [["fit"]], falls=falls, **settings)
+    ask = {"ask": {"ids": NAMES}}
+    again = launch(tmp_path, [["fit"], ["answers", "before"], ["unlearn", "request", ask]], **settings)
+    assert again[0]["before"] == ranks[0]["before"]
+    assert_same_record(folder, tmp_path)
+
+
+@pytest.mark.long
+def test_what_fails_on_rank_0_alone_is_raised_on_both_and_the_record_goes_on(tmp_path):
+    steps = [["refused", "fit", "fit"], ["state", "state"]]
+    ranks = launch(tmp_path, steps, module="Counting")
+    for facts in ranks:
+        assert facts["fit"][0] == "TrainingError" and "tally" in facts["fit"][1]
+        assert same(facts["state"], ranks[0]["state"])
+    initial = torch.load(tmp_path / "initial.pt", weights_only=True)
+    assert all(torch.equal(ranks[0]["state"][name], value) for name, value in initial.items())
+
+
+@pytest.mark.long
+def test_a_record_of_one_process_is_not_served_by_two_and_the_refusal_is_the_same_on_both(tmp_path):
+    trainer_for(CASES["ids"], tmp_path).fit(Net(), **data_for(CASES["ids"]))
+    ask = {"name": "none", "ask": {"ids": NAMES}}
+    for facts in launch(tmp_path, [["refused", "fit", "fit"], ["refused", "request", "unlearn_anew", ask]]):
+        for name in ("fit", "request"):
+            assert facts[name][0] == "FingerprintError" and "Trainer(devices=1)" in facts[name][1]
+
+
+@pytest.mark.long
+def test_a_request_on_a_missing_record_is_refused_on_both_ranks(tmp_path):
+    ask = {"name": "none", "ask": {"ids": NAMES}}
+    for facts in launch(tmp_path, [["refused", "request", "unlearn_anew", ask], ["fit"], ["state", "state"]]):
+        assert facts["request"][0] == "RecordError" and "fit with this SISA callback first" in facts["request"][1]
+
+
+# Refusals
+
+
+class Mine(DDPStrategy):
+    pass
+
+
+REFUSED = {
+    "two machines": ({"strategy": "ddp", "num_nodes": 2}, "num_nodes=2: train on one machine"),
+    "a strategy of one's own": ({"strategy": Mine()}, "strategy=Mine with 2 processes: use strategy='ddp'"),
+    "batch norm over ranks": ({"strategy": "ddp", "sync_batchnorm": True}, "sync_batchnorm with strategy='ddp'"),
+    "a hook": ({"strategy": DDPStrategy(ddp_comm_hook=len)}, "ddp_comm_hook with strategy='ddp'"),
+    "averaging": ({"strategy": DDPStrategy(model_averaging_period=2)}, "model_averaging_period with strategy='ddp'"),
+    "one process": ({"strategy": "ddp", "devices": 1}, "strategy=DDPStrategy: leave strategy= out"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_averages_in_another_way_or_elsewhere_is_refused_by_name(name):
+    settings, match = REFUSED[name]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "max_epochs": 1}
+    trainer = lightning.Trainer(**(quiet | {"accelerator": "cpu", "devices": 2} | settings))
+    with pytest.raises(UnsupportedError, match=match):
+        check_training(trainer, Net(), 1)
+
+
+def test_sharded_models_are_refused_by_name():
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "max_epochs": 1}
+    trainer = lightning.Trainer(**quiet, accelerator="cpu", devices=1)
+    trainer._accelerator_connector.strategy = FSDPStrategy()
+    with pytest.raises(UnsupportedError, match="strategy=FSDPStrategy"):
+        check_training(trainer, Net(), 1)
