@@ -104,11 +104,9 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         raise ConfigurationError(f"duplicates must be 'report' or 'forget'; got {duplicates!r}.")
     if _private.is_trial_run(trainer):
         raise UnsupportedError("fast_dev_run never touches a record; unlearn with a Trainer without it.")
-    sisa = _sisa_of(trainer)
+    sisa = sisa_of(trainer)
     given = _given(sisa, Given(model, train_dataloaders, val_dataloaders, datamodule))
-    record = sisa.recorded()
-    if record is None:
-        raise RecordError(f"there is no record in {sisa.record}; fit with this SISA callback first.")
+    record = record_of(sisa)
     core.check_auto(record, method, guarantee)
     asked = _Asked(forget, ids, rows, subjects, missing, duplicates)
     with kept_randomness(), _recorded_settings(trainer, record):
@@ -231,7 +229,12 @@ class _Request:
         return Wish(names=roster.names[rows], duplicates=duplicates, raw_ids=raw)
 
 
-def _sisa_of(trainer: AnyTrainer) -> SISA:
+def sisa_of(trainer: AnyTrainer) -> SISA:
+    """Return the SISA callback of a trainer.
+
+    Raises:
+        ConfigurationError: where there is none, or several.
+    """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
     found = [callback for callback in callbacks if isinstance(callback, SISA)]
     if len(found) != 1:
@@ -240,6 +243,18 @@ def _sisa_of(trainer: AnyTrainer) -> SISA:
             "Trainer(callbacks=[SISA(record=...)])."
         )
     return found[0]
+
+
+def record_of(sisa: SISA) -> Record:
+    """Return the record of a SISA callback.
+
+    Raises:
+        RecordError: where there is none yet.
+    """
+    record = sisa.recorded()
+    if record is None:
+        raise RecordError(f"there is no record in {sisa.record}; fit with this SISA callback first.")
+    return record
 
 
 def _given(sisa: SISA, now: Given) -> Given:
