@@ -53,8 +53,8 @@ def named(record: Record, kind: str, type_: str, lines: list[str]) -> dict[str, 
     """
     if kind == "ids" and record.plan.naming != "ids":
         raise ForgetError(
-            f"this record names samples by {record.plan.naming}, so no id tells one; use forget.kind=subjects, "
-            "forget.kind=rows or missing=true."
+            f"this record names samples by {record.plan.naming}, so no id tells one; say that the file names others "
+            "(kind=subjects or kind=rows), or missing=true."
         )
     if kind == "rows" or type_ == "int":
         return {kind: _integers(lines)}
@@ -79,9 +79,7 @@ def _typed(record: Record, kind: str, lines: list[str]) -> list[int | str]:
     as_text = _known(record, kind, name(numbers))
     both = sum(one and other for one, other in zip(as_int, as_text, strict=True))
     if both:
-        raise ForgetError(
-            f"{both} lines name an integer and a text that are both recorded; say forget.type=int or str."
-        )
+        raise ForgetError(f"{both} lines name an integer and a text that are both recorded; say type=int or type=str.")
     text = {line for line, is_text in zip(numbers, as_text, strict=True) if is_text}
     integers = set(numbers) - text
     return [int(line) if line in integers else line for line in lines]

@@ -54,10 +54,7 @@ class UnlearnSettings:
         _one_of("forget.type", self.forget.type, forget_file.TYPES)
         if self.missing == (self.forget.file is not None):
             raise ConfigurationError("say what to forget, in one way: forget.file=FILE or missing=true.")
-        # Checked before the request, which cannot be taken back when the page turns out to have no place.
-        page = None if self.report is None else path_of(self.report).absolute()
-        if page is not None and (page.is_dir() or not page.parent.is_dir()):
-            raise ConfigurationError(f"report={self.report} must be a file in a folder that exists.")
+        check_page(self.report)
 
 
 @dataclass(frozen=True)
@@ -102,6 +99,17 @@ class PlanSettings:
         if self.requests is None:
             return usual_requests(samples)
         return self.requests if isinstance(self.requests, (list, tuple)) else [self.requests]
+
+
+def check_page(report: str | None) -> None:
+    """Check the place of a page before the request, which cannot be taken back when it turns out to have none.
+
+    Raises:
+        ConfigurationError: where it is no file in a folder that exists.
+    """
+    page = None if report is None else path_of(report).absolute()
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):
+        raise ConfigurationError(f"report={report} must be a file in a folder that exists.")
 
 
 def path_of(text: str) -> Path:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _LONGEST = 2000
 """Characters up to which a hyperparameter is written as it is."""
 
+_BY_LIGHTNING_CLI = ("_instantiator", "_class_path")
+"""Hyperparameters that say how a module was built: a script builds the same one without them."""
+
 
 def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any], optimization: dict[str, Any]) -> Any:
     """Return the semantic fingerprint as plain JSON.
@@ -67,7 +70,8 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
 
 def hyperparameters(module: LightningModule) -> dict[str, Any]:
     """Return what save_hyperparameters stored, as plain JSON."""
-    return {str(name): _short(_plain(value)) for name, value in module.hparams.items()}
+    given = {name: value for name, value in module.hparams.items() if name not in _BY_LIGHTNING_CLI}
+    return {str(name): _short(_plain(value)) for name, value in given.items()}
 
 
 def parts(module: torch.nn.Module) -> dict[str, str]:

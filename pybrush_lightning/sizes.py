@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pybrush.errors import ConfigurationError
 from pybrush.plan.forecast import Sizes
-from pybrush_lightning.sisa import SISA
+from pybrush_lightning.unlearn import sisa_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -22,10 +22,7 @@ def sizes_of(trainer: Trainer, module: LightningModule, data: LightningDataModul
     Raises:
         ConfigurationError: where there is no SISA callback, or rows cannot be counted.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
-    sisa = next((callback for callback in callbacks if isinstance(callback, SISA)), None)
-    if sisa is None:
-        raise ConfigurationError("a plan needs a trainer with a SISA callback, as callbacks=sisa; this one has none.")
+    sisa = sisa_of(trainer)
     recorded = sisa.recorded()
     shards = sisa.shards or (recorded.plan.shards if recorded is not None else 1)
     return Sizes(

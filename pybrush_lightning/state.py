@@ -31,7 +31,7 @@ Tree = dict[str, Any]
 
 _STATELESS = {
     *("ModelCheckpoint", "ProgressBar", "ModelSummary", "Timer", "SISA"),
-    *("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor"),
+    *("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor", "SaveConfigCallback"),
 }
 """Callbacks that hold no training state, by the name of a class of Lightning or PyBrush in their ancestry."""
 

@@ -103,7 +103,7 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         raise ConfigurationError(f"duplicates must be 'report' or 'forget'; got {duplicates!r}.")
     if _private.is_trial_run(trainer):
         raise UnsupportedError("fast_dev_run never touches a record; unlearn with a Trainer without it.")
-    sisa = _sisa_of(trainer)
+    sisa = sisa_of(trainer)
     given = _given(sisa, Given(model, train_dataloaders, val_dataloaders, datamodule))
     asked = Asked(forget, ids, rows, subjects, missing, duplicates)
     serve = _serve_on_ranks if ranks.is_many(trainer) else _serve_here
@@ -122,7 +122,7 @@ class _Terms:
 
 def _serve_here(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked, terms: _Terms) -> UnlearnResult:
     """Serve a request in the one process that there is; only what is trained runs inside of a fit."""
-    record = _record_of(sisa, terms)
+    record = _checked(sisa, terms)
     with _recorded_settings(trainer, record.plan):
         loader, validation = _loaders(trainer, given)
         _build_module(trainer, given)
@@ -147,7 +147,7 @@ def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked,
 
     @contextmanager
     def settings() -> Iterator[None]:
-        found.append(ranks.from_zero(trainer, lambda: _record_of(sisa, terms).plan))
+        found.append(ranks.from_zero(trainer, lambda: _checked(sisa, terms).plan))
         with _recorded_settings(trainer, found[0]):
             yield
 
@@ -157,7 +157,7 @@ def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked,
         learner = sisa.learner(trainer, given.module, plan, found[0].epochs, partial(loaders_of, validation))
 
         def work(leader: Learner) -> _Served:
-            return _Request(trainer, sisa, _record_of(sisa, terms), plan).serve(leader, asked, terms.dry_run)
+            return _Request(trainer, sisa, _checked(sisa, terms), plan).serve(leader, asked, terms.dry_run)
 
         served = ranks.together(trainer, learner, work)
         if terms.dry_run:
@@ -168,10 +168,8 @@ def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked,
     return _result(given, _in_fit(trainer, sisa, given, Job(run, settings)))
 
 
-def _record_of(sisa: SISA, terms: _Terms) -> Record:
-    record = sisa.recorded()
-    if record is None:
-        raise RecordError(f"there is no record in {sisa.record}; fit with this SISA callback first.")
+def _checked(sisa: SISA, terms: _Terms) -> Record:
+    record = record_of(sisa)
     core.check_auto(record, terms.method, terms.guarantee)
     return record
 
@@ -261,7 +259,12 @@ class _Request:
         return _Served(result, sisa.members(), None if dry_run else Held.of(record))
 
 
-def _sisa_of(trainer: AnyTrainer) -> SISA:
+def sisa_of(trainer: AnyTrainer) -> SISA:
+    """Return the SISA callback of a trainer.
+
+    Raises:
+        ConfigurationError: where there is none, or several.
+    """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
     found = [callback for callback in callbacks if isinstance(callback, SISA)]
     if len(found) != 1:
@@ -270,6 +273,18 @@ def _sisa_of(trainer: AnyTrainer) -> SISA:
             "Trainer(callbacks=[SISA(record=...)])."
         )
     return found[0]
+
+
+def record_of(sisa: SISA) -> Record:
+    """Return the record of a SISA callback.
+
+    Raises:
+        RecordError: where there is none yet.
+    """
+    record = sisa.recorded()
+    if record is None:
+        raise RecordError(f"there is no record in {sisa.record}; fit with this SISA callback first.")
+    return record
 
 
 def _given(sisa: SISA, now: Given) -> Given:

@@ -363,7 +363,7 @@ def test_a_record_that_names_samples_by_content_takes_people_and_rows(here, rows
     words = ["unlearn", "record=content", "dry_run=true"]
     assert main([*TINY, "callbacks.sisa.record=content", "callbacks.sisa.ids=content"]) == 0
     assert main([*words, forget(here, rows.ids[:1])]) == 1
-    assert "forget.kind=subjects" in capsys.readouterr().err
+    assert "kind=subjects" in capsys.readouterr().err
     assert main([*words, "forget.kind=subjects", forget(here, rows.subjects[:1])]) == 0
     assert main([*words, "forget.kind=rows", forget(here, [0])]) == 0
     (here / "content/config.yaml").unlink()
