@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pybrush.errors import ConfigurationError
 from pybrush.record import Record
 from pybrush_lightning.attributes import Attributes, known_parts, write_attributes
+from pybrush_lightning.state import fill
 
 Space = Literal["logits", "log_probs", "probs", "values"]
 How = Literal["mean", "vote"]
@@ -141,7 +142,7 @@ def _filled(module: nn.Module, constituent: Constituent) -> nn.Module:
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(stored[name])
+            fill(tensor, stored[name])
     known = known_parts(member)
     for name, part in member.named_modules():
         write_attributes(part, constituent.attributes.get(name, {}), known)

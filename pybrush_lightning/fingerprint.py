@@ -33,6 +33,9 @@ from pybrush_lightning import state
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+_TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
+"""Precisions to which a trainer converts a module itself."""
+
 _LONGEST = 2000
 """Characters up to which a hyperparameter is written as it is."""
 
@@ -50,7 +53,10 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
         "source": sources(module, loader),
         "hyperparameters": hyperparameters(module),
         "parts": parts(module),
-        "parameters": {name: [str(p.dtype), *p.shape] for name, p in module.named_parameters(remove_duplicate=False)},
+        "parameters": {
+            name: [str(_trained_type(p, str(trainer.precision))), *p.shape]
+            for name, p in module.named_parameters(remove_duplicate=False)
+        },
         "optimization": optimization,
         "trainer": {
             "precision": str(trainer.precision),
@@ -61,6 +67,11 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
         },
         "callbacks": [f"{name}: {callback.state_key}" for name, callback in state.stateful_callbacks(trainer)],
     }
+
+
+def _trained_type(parameter: torch.Tensor, precision: str) -> torch.dtype:
+    """Return the type in which a parameter is trained: where a request begins, the trainer has converted nothing."""
+    return _TRUE.get(precision, parameter.dtype) if parameter.is_floating_point() else parameter.dtype
 
 
 def hyperparameters(module: LightningModule) -> dict[str, Any]:

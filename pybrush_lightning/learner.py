@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
 from pybrush_lightning import _private, fingerprint, state
 from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
+from pybrush_lightning.limits import Limits, begin_anew
 from pybrush_lightning.randomness import kept_randomness, seed_all
 from pybrush_lightning.stage_data import LoaderPlan, stage_loader
 from pybrush_lightning.stage_loop import Counters, counters, installed, stage_loop
@@ -37,9 +39,7 @@ class LightningLearner:
         module: the user's module.
         sisa: the callback on the trainer; it is told which stage runs.
         plan: the user's training loader, taken apart.
-        horizon: epochs that schedules may rely on.
-        epochs: the epochs that the user asked for.
-        slices: R.
+        limits: when the user's training ends and validates.
         run_fit: runs trainer.fit around a build, for a learner outside of a fit; None inside one.
         validation: returns the user's validation loaders, asked where their content steers training.
         counters: where training stands.
@@ -50,9 +50,7 @@ class LightningLearner:
     module: LightningModule
     sisa: SISA
     plan: LoaderPlan
-    horizon: int
-    epochs: int
-    slices: int
+    limits: Limits
     run_fit: Callable[[Callable[[], Any]], Any] | None = None
     validation: Callable[[], Any] = lambda: None
     counters: Counters = field(default_factory=lambda: Counters(0, 0, 0))
@@ -81,10 +79,13 @@ class LightningLearner:
     ) -> Trained:
         """Run one fresh fit loop on the user's trainer over the stage's rows."""
         trainer, before = self.trainer, self.counters
-        loop = stage_loop(trainer, horizon, seeds, before)
-        _private.set_train_source(loop, stage_loader(data, rows, horizon, seeds))
+        loop = stage_loop(trainer, self.limits, horizon, seeds, before)
+        loader = stage_loader(data, rows, horizon, seeds)
+        _private.set_train_source(loop, loader)
         opaque = self._opaque()
-        with installed(trainer, loop), self.sisa.in_stage(trainer, horizon) as meter:
+        begin_anew(trainer, horizon)
+        in_stage = self.limits.in_stage(trainer, len(loader))
+        with in_stage, installed(trainer, loop), self.sisa.in_stage(trainer, horizon) as meter:
             self._make_optimization(seeds)
             self._log_place(horizon)
             loop.run()
@@ -129,9 +130,14 @@ class LightningLearner:
         seed_all(seeds(0, "stage", trainer.global_rank))
         _private.set_up_optimizers(trainer)
         # Before they go on from the parent's state: the check steps through the whole horizon.
-        check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
+        self._check_schedulers(trainer.lr_scheduler_configs)
         if self._optimization is not None:
             state.write_optimization(trainer, self._optimization)
+
+    def _check_schedulers(self, configs: list[Any]) -> None:
+        """Refuse schedulers that no stage can go on with; those of manual optimization are stepped by the user."""
+        if self.module.automatic_optimization:
+            check_schedulers(configs, self.limits)
 
     def _log_place(self, horizon: Horizon) -> None:
         """Say in the loggers which stage begins; their epochs and steps start anew with each shard."""
@@ -147,38 +153,45 @@ class LightningLearner:
     def _fingerprint(self, namer: Namer) -> dict[str, Any]:
         trainer, optimization = self.trainer, self._probe()
         found: dict[str, Any] = fingerprint.semantic(trainer, self.module, self.plan.loader, optimization)
+        found["trainer"] |= self.limits.recorded()
         found["loader"] = self.plan.settings()
         found["workers"] = fingerprint.worker_init(self.plan.loader) if self.plan.workers else None
         if self._is_steered(optimization):
-            loaders = self.validation()
-            found["validation"] = {
-                "data": "none" if loaders is None else fingerprint.validation_digest(loaders, namer),
-                "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
-                "val_check_interval": trainer.val_check_interval,
-                "limit_val_batches": trainer.limit_val_batches,
-            }
+            with self._at_start():
+                loaders = self.validation()
+            data = "none" if loaders is None else fingerprint.validation_digest(loaders, namer)
+            found["validation"] = {"data": data}
         return found
 
     def _is_steered(self, optimization: dict[str, Any]) -> bool:
-        """Whether something monitors the validation data."""
-        monitors = any(scheduler["monitor"] for scheduler in optimization["schedulers"])
+        """Whether something monitors the validation data, or may: schedulers that are stepped by hand."""
+        by_hand = not self.module.automatic_optimization
+        monitors = any(scheduler["monitor"] or by_hand for scheduler in optimization["schedulers"])
         callbacks = [callback for _, callback in state.stateful_callbacks(self.trainer)]
         return monitors or any("EarlyStopping" in _private.ancestors(callback) for callback in callbacks)
+
+    @contextmanager
+    def _at_start(self) -> Iterator[None]:
+        """Let the trainer stand where the training of a shard begins, with all the data; nothing is trained."""
+        whole = Horizon(0, 0, self.limits.horizon, 0, self.limits.horizon)
+        loop = stage_loop(self.trainer, self.limits, whole, Seeds(0, 0, 0), Counters(0, 0, 0))
+        _private.set_train_source(loop, self.plan.loader)
+        in_stage = self.limits.in_stage(self.trainer, len(self.plan.loader))
+        with kept_randomness(), in_stage, installed(self.trainer, loop):
+            yield
 
     def _probe(self) -> dict[str, Any]:
         """Call configure_optimizers once, outside of training, and describe what it returns."""
         trainer, module = self.trainer, self.module
-        loop = stage_loop(trainer, Horizon(0, 0, self.horizon, 0, self.horizon), Seeds(0, 0, 0), Counters(0, 0, 0))
-        _private.set_train_source(loop, self.plan.loader)
         before = trainer.state.fn
         known = known_parts(module)
         attributes = plain_attributes(module, known)
-        with kept_randomness(), installed(trainer, loop), _private.attached(trainer, module, self.datamodule):
+        with self._at_start(), _private.attached(trainer, module, self.datamodule):
             trainer.state.fn = TrainerFn.FITTING
             seed_all(0)  # whatever it draws must be the same in every process
             try:
                 optimizers, configs = _private.make_optimizers(trainer, module)
-                check_schedulers(configs, self.slices, self.epochs, self.horizon)
+                self._check_schedulers(configs)
                 return fingerprint.describe_optimization(optimizers, configs)
             finally:
                 trainer.state.fn = before

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from pybrush import forget
 from pybrush.errors import ConfigurationError, RecordError, TrainingError, UnsupportedError
 from pybrush.learner import Horizon
-from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
@@ -32,6 +31,7 @@ from pybrush_lightning import _private, aggregate, checkpoints, evaluation
 from pybrush_lightning.around_fit import Before, Given, Mark, Meter, Optimization, given_to, loaders_of
 from pybrush_lightning.fingerprint import datasets_of
 from pybrush_lightning.learner import LightningLearner
+from pybrush_lightning.limits import Limits, say_rows_are_recorded
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.sample_ids import IdSource, Naming
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
@@ -117,25 +117,26 @@ class SISA(_private.CallbackBase):
         """Take over the fit loop's `run`; refuse what cannot be trained exactly, in one message."""
         self._close()
         if _private.is_trial_run(trainer):
+            _log.warning("this is a trial run (fast_dev_run, overfit_batches or a Tuner): SISA makes no record of it")
             return
         if stage != "fit":
             self._stack.enter_context(_private.checkpoints_checked(trainer, partial(self._check_best, trainer)))
             return
-        slices = self.slice_count()
         source = _private.train_source(trainer)
-        check_training(trainer, pl_module, slices, None if source.is_module() else source.instance)
+        check_training(trainer, pl_module, None if source.is_module() else source.instance)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
         callbacks.remove(self)
         callbacks.insert(0, self)
-        loop, epochs = trainer.fit_loop, int(trainer.max_epochs or 0)
+        say_rows_are_recorded(trainer)
+        loop, limits = trainer.fit_loop, Limits.of(trainer, self.slice_count())
         self._connected = _private.optimization(trainer)
         self._stack.enter_context(kept_randomness())
         self._stack.enter_context(validation_kept_apart(trainer))
         self._stack.enter_context(_private.checkpoints_checked(trainer, _refuse_checkpoint))
-        loop.run = lambda: self._run(trainer, pl_module, epochs)  # type: ignore[method-assign]
+        loop.run = lambda: self._run(trainer, pl_module, limits)  # type: ignore[method-assign]
         self._stack.callback(vars(loop).pop, "run", None)
-        loop.max_epochs = slices * epochs_per_slice(epochs, slices)
-        self._stack.callback(setattr, loop, "max_epochs", epochs)
+        loop.max_epochs = limits.shown_epochs
+        self._stack.callback(setattr, loop, "max_epochs", limits.max_epochs)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the initial state before the sanity check moves it, and after every on_fit_start."""
@@ -231,12 +232,10 @@ class SISA(_private.CallbackBase):
         )
 
     def learner(
-        self, trainer: Trainer, module: LightningModule, plan: LoaderPlan, epochs: int, validation: Any
+        self, trainer: Trainer, module: LightningModule, plan: LoaderPlan, limits: Limits, validation: Any
     ) -> LightningLearner:
         """Return the core's view of trainer, module and loader."""
-        slices = self.slice_count()
-        horizon = slices * epochs_per_slice(epochs, slices)
-        return LightningLearner(trainer, module, self, plan, horizon, epochs, slices, validation=validation)
+        return LightningLearner(trainer, module, self, plan, limits, validation=validation)
 
     @contextmanager
     def in_stage(self, trainer: Trainer, horizon: Horizon) -> Iterator[Meter]:
@@ -252,7 +251,7 @@ class SISA(_private.CallbackBase):
 
     def before_save(self, trainer: Trainer, path: str | Path) -> None:
         """Register a checkpoint with the stage whose state it will hold; warn of a lone constituent."""
-        record = self.recorded()
+        record = None if _private.is_trial_run(trainer) else self.recorded()
         if record is None:
             return
         if self._meter is not None:
@@ -278,28 +277,27 @@ class SISA(_private.CallbackBase):
 
     # The fit itself
 
-    def _run(self, trainer: Trainer, module: LightningModule, epochs: int) -> None:
+    def _run(self, trainer: Trainer, module: LightningModule, limits: Limits) -> None:
         """Stand in for the fit loop's run: build stages, for a fit or for a request."""
         before = self._before or Before.of(trainer, module, self._mark)  # without a sanity check
         self._before = before
         if self.job is not None:
             self.job()
         else:
-            self._fit(trainer, module, epochs, before)
+            self._fit(trainer, module, limits, before)
         self._before = self._connected = None
 
-    def _fit(self, trainer: Trainer, module: LightningModule, epochs: int, before: Before) -> None:
+    def _fit(self, trainer: Trainer, module: LightningModule, limits: Limits, before: Before) -> None:
         source, loop = _private.train_source(trainer), trainer.fit_loop
         plan = loader_plan(source.dataloader())
         validation = _private.validation_source(trainer)
-        learner = self.learner(trainer, module, plan, epochs, partial(loaders_of, validation))
+        learner = self.learner(trainer, module, plan, limits, partial(loaders_of, validation))
         check_data_apart(trainer, module, datasets_of(plan.dataset))
         before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
-        fitted = forget.fit(
-            self.record, self.wish(epochs, plan), learner, plan, lambda namer: self.naming.roster(plan.dataset, namer)
-        )
-        _private.set_progress(loop, epochs, learner.counters.steps, 0)
+        wish = self.wish(limits.epochs, plan)
+        fitted = forget.fit(self.record, wish, learner, plan, lambda namer: self.naming.roster(plan.dataset, namer))
+        _private.set_progress(loop, limits.epochs, learner.counters.steps, 0)
         self.mark(learner, fitted.record)
 
     def _close(self) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, checkpoints
 from pybrush_lightning.around_fit import Given
 from pybrush_lightning.learner import LightningLearner
+from pybrush_lightning.limits import Limits, limits_restored
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.sample_ids import forget_dataset, rows_inside
 from pybrush_lightning.sisa import SISA
@@ -103,7 +105,9 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
     if duplicates not in ("report", "forget"):
         raise ConfigurationError(f"duplicates must be 'report' or 'forget'; got {duplicates!r}.")
     if _private.is_trial_run(trainer):
-        raise UnsupportedError("fast_dev_run never touches a record; unlearn with a Trainer without it.")
+        raise UnsupportedError(
+            "fast_dev_run and overfit_batches never touch a record; unlearn with a Trainer without them."
+        )
     sisa = _sisa_of(trainer)
     given = _given(sisa, Given(model, train_dataloaders, val_dataloaders, datamodule))
     record = sisa.recorded()
@@ -144,7 +148,7 @@ class _Request:
         self.trainer, self.sisa, self.record, self.given = trainer, sisa, record, given
         loader, self.validation = _loaders(trainer, given)
         _build_module(trainer, given)
-        check_training(trainer, given.module, record.plan.slices, loader)
+        check_training(trainer, given.module, loader)
         self.plan = loader_plan(loader).restored(record.plan.semantic["loader"])
 
     def serve(self, asked: _Asked, dry_run: bool) -> UnlearnResult:
@@ -174,8 +178,8 @@ class _Request:
         _private.set_progress(self.trainer.fit_loop, self.record.plan.epochs, learner.counters.steps, 0)
 
     def _learner(self) -> LightningLearner:
-        epochs, validation = self.record.plan.epochs, self.validation
-        learner = self.sisa.learner(self.trainer, self.given.module, self.plan, epochs, lambda: validation)
+        limits = Limits.of(self.trainer, self.record.plan.slices)
+        learner = self.sisa.learner(self.trainer, self.given.module, self.plan, limits, self.validation)
         learner.run_fit, learner.datamodule = self._run_fit, self.given.datamodule
         return learner
 
@@ -257,13 +261,13 @@ def _given(sisa: SISA, now: Given) -> Given:
     return Given(module, before.train, validation, before.datamodule)
 
 
-def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Any]:
-    """Return training and validation loaders, from the loaders, the data module or the module itself."""
+def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Callable[[], Any]]:
+    """Return the training loader, and a function that returns the validation loaders when they are asked for.
+
+    They come from what was passed, the data module or the module itself.
+    """
     if given.train is not None:
-        validation = (
-            given.validation if given.validation is not None else _hook(trainer, given.module, "val_dataloader")
-        )
-        return given.train, validation
+        return given.train, partial(_validation, trainer, given, given.module)
     owner = given.datamodule if given.datamodule is not None else given.module
     if given.datamodule is not None:
         owner.trainer = trainer
@@ -274,8 +278,15 @@ def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Any]:
         raise ConfigurationError(
             "the training data is not known in this process; pass train_dataloaders= or datamodule=."
         )
-    validation = _hook(trainer, owner, "val_dataloader")
-    return loader, validation if validation is not None else given.validation
+    return loader, partial(_validation, trainer, given, owner)
+
+
+def _validation(trainer: AnyTrainer, given: Given, owner: Any) -> Any:
+    """Return the validation loaders: those passed beside a training loader, else those of the owner of the data."""
+    if given.train is not None and given.validation is not None:
+        return given.validation
+    loaders = _hook(trainer, owner, "val_dataloader")
+    return given.validation if loaders is None else loaders
 
 
 def _build_module(trainer: AnyTrainer, given: Given) -> None:
@@ -307,16 +318,14 @@ def _recorded_settings(trainer: AnyTrainer, record: Record) -> Iterator[None]:
     settings = record.plan.semantic["trainer"]
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     before = {name: getattr(trainer, name) for name in names}
-    epochs = trainer.fit_loop.max_epochs
-    trainer.fit_loop.max_epochs = record.plan.epochs
     for name in names:
         setattr(trainer, name, settings[name])
     if settings["gradient_clip_algorithm"] is not None:
         trainer.gradient_clip_algorithm = GradClipAlgorithmType(settings["gradient_clip_algorithm"])
     try:
-        yield
+        with limits_restored(trainer, settings, record.plan.epochs):
+            yield
     finally:
-        trainer.fit_loop.max_epochs = epochs
         for name, value in before.items():
             setattr(trainer, name, value)
 
