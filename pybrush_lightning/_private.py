@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning_utilities.core import rank_zero
+from torch._dynamo import OptimizedModule
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -36,8 +37,12 @@ else:
 
 INTERNAL_ATTRIBUTES = frozenset(vars(LightningModule())) | {
     "_hparams", "_hparams_name", "_hparams_initial", "_log_hyperparams", "trainer", "prepare_data_per_node",
+    "_is_torch_compile", "_compile_kwargs",
 }  # fmt: skip
 """Attributes of a module that belong to Lightning or torch; their state is stored by other means."""
+
+COMPILER_CONTEXT = "_compiler_ctx"
+"""Where Lightning notes that a module was given to torch.compile."""
 
 _PREFIXES = ("lightning.", "pytorch_lightning.")
 
@@ -67,6 +72,25 @@ def own_hook(owner: Any, name: str) -> Any:
     """Return a hook that the user's class defines itself, bound; None where it does not."""
     defined = getattr(type(owner), name, None)
     return None if defined is None or defined.__module__.startswith(_PREFIXES) else getattr(owner, name)
+
+
+def compiled_steps(module: Any) -> tuple[str, ...]:
+    """Return the names of the compiled functions that Lightning has put on a module given to torch.compile."""
+    if vars(module).get(COMPILER_CONTEXT) is None:
+        return ()
+    return ("forward", "training_step", "validation_step", "test_step", "predict_step")
+
+
+def module_below(model: Any) -> Any:
+    """Return the module that torch.compile(module) wraps; any other object as it is."""
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
+
+
+def compile_steps(model: OptimizedModule) -> None:
+    """Put compiled steps on the module that torch.compile wraps, as a trainer's fit does."""
+    module: Any = model._orig_mod
+    package = next(p for p in _packages() if isinstance(module, p.LightningModule))
+    importlib.import_module(f"{package.__name__}.utilities.compile").from_compiled(model)
 
 
 def has_time_limit(callback: Any) -> bool:

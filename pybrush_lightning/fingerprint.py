@@ -28,7 +28,8 @@ from pybrush.content import encode
 from pybrush.errors import ContentError
 from pybrush.hashing import chained
 from pybrush.names import Namer
-from pybrush_lightning import state
+from pybrush_lightning import _private, state
+from pybrush_lightning.compiled import is_compiled
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -84,8 +85,9 @@ def parts(module: torch.nn.Module) -> dict[str, str]:
     found = {}
     for place, part in module.named_modules():
         found[place or "module"] = type(part).__qualname__
+        compiled = {*_private.compiled_steps(part), "_compiled_call_impl"}
         for name, value in vars(part).items():
-            if isinstance(value, (FunctionType, BuiltinFunctionType)):
+            if isinstance(value, (FunctionType, BuiltinFunctionType)) and name not in compiled:
                 found[f"{place}.{name}".lstrip(".")] = value.__name__
     return found
 
@@ -138,8 +140,8 @@ def sources(module: LightningModule, loader: DataLoader[Any]) -> dict[str, str]:
     return found
 
 
-def environment(trainer: Trainer) -> dict[str, Any]:
-    """Return versions, device, threads and processor features."""
+def environment(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return versions, device, threads and processor features, and whether the module was compiled."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -148,6 +150,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "device": str(trainer.strategy.root_device),
         "threads": torch.get_num_threads(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "compiled": is_compiled(module),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 

@@ -120,7 +120,7 @@ class LightningLearner:
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, threads and processor features."""
-        return fingerprint.environment(self.trainer)
+        return fingerprint.environment(self.trainer, self.module)
 
     def _make_optimization(self, seeds: Seeds) -> None:
         """Make fresh optimizers for a stage, in the state of its parent."""

@@ -29,6 +29,7 @@ from pybrush.request import Roster
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, checkpoints
 from pybrush_lightning.around_fit import Given
+from pybrush_lightning.compiled import unwrapped
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits, limits_restored
 from pybrush_lightning.randomness import kept_randomness
@@ -252,7 +253,7 @@ def _given(sisa: SISA, now: Given) -> Given:
     has_data = now.train is not None or now.datamodule is not None
     if now.train is not None and now.datamodule is not None:
         raise ConfigurationError("pass train_dataloaders or datamodule, not both.")
-    module = now.module if now.module is not None else before.module
+    module = unwrapped(now.module) if now.module is not None else before.module
     if module is None:
         raise ConfigurationError("this trainer has fitted nothing in this process; pass model= and the data as to fit.")
     validation = now.validation if now.validation is not None or has_data else before.validation
