@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning_utilities.core import rank_zero
+from torch._dynamo import OptimizedModule
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -37,8 +38,12 @@ else:
 
 INTERNAL_ATTRIBUTES = frozenset(vars(LightningModule())) | {
     "_hparams", "_hparams_name", "_hparams_initial", "_log_hyperparams", "trainer", "prepare_data_per_node",
+    "_is_torch_compile", "_compile_kwargs",
 }  # fmt: skip
 """Attributes of a module that belong to Lightning or torch; their state is stored by other means."""
+
+COMPILER_CONTEXT = "_compiler_ctx"
+"""Where Lightning notes that a module was given to torch.compile."""
 
 _PREFIXES = ("lightning.", "pytorch_lightning.")
 
@@ -70,14 +75,50 @@ def own_hook(owner: Any, name: str) -> Any:
     return None if defined is None or defined.__module__.startswith(_PREFIXES) else getattr(owner, name)
 
 
+def compiled_steps(module: Any) -> tuple[str, ...]:
+    """Return the names of the compiled functions that Lightning has put on a module given to torch.compile."""
+    if vars(module).get(COMPILER_CONTEXT) is None:
+        return ()
+    return ("forward", "training_step", "validation_step", "test_step", "predict_step")
+
+
+def module_below(model: Any) -> Any:
+    """Return the module that torch.compile(module) wraps; any other object as it is."""
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
+
+
+def compile_steps(model: OptimizedModule) -> None:
+    """Put compiled steps on the module that torch.compile wraps, as a trainer's fit does."""
+    module: Any = model._orig_mod
+    package = next(p for p in _packages() if isinstance(module, p.LightningModule))
+    importlib.import_module(f"{package.__name__}.utilities.compile").from_compiled(model)
+
+
 def has_time_limit(callback: Any) -> bool:
     """Whether a Timer callback ends training."""
     return getattr(callback, "_duration", None) is not None
 
 
 def is_trial_run(trainer: Trainer) -> bool:
-    """Whether the trainer only tries out a batch or two (fast_dev_run)."""
-    return bool(vars(trainer).get("fast_dev_run"))
+    """Whether the trainer only tries something out: fast_dev_run, overfit_batches, or a Tuner at work."""
+    own = vars(trainer)
+    tuned = any(getattr(callback, "_early_exit", False) for callback in own["callbacks"])
+    return bool(own.get("fast_dev_run") or own.get("overfit_batches")) or tuned
+
+
+def validates_by_the_clock(trainer: Trainer) -> bool:
+    """Whether val_check_interval is a time."""
+    return vars(trainer).get("_val_check_time_interval") is not None
+
+
+def forget_validation_reload(trainer: Trainer) -> None:
+    """Let the next validation load its data anew, where reload_dataloaders_every_n_epochs asks for it."""
+    trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = float("-inf")
+
+
+def never_reload_training_data(loop_class: Any) -> None:
+    """Let a class of fit loops keep the loader that it was given."""
+    loop_class._should_reload_train_dl = False
 
 
 def connected_module(trainer: Trainer) -> LightningModule | None:
@@ -267,8 +308,13 @@ def set_progress(loop: Any, epochs: int, steps: int, batches: int) -> None:
             for name in ("ready", "started", "processed", "completed"):
                 setattr(tracker, name, count)
     step = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
-    step.total.ready = step.total.completed = steps
-    loop.epoch_loop._batches_that_stepped = steps
+    by_hand = loop.epoch_loop.manual_optimization.optim_step_progress
+    for total in (step.total, by_hand.total):
+        total.ready = total.completed = steps
+    module = loop.trainer.lightning_module
+    is_manual = module is not None and not module.automatic_optimization
+    # Loggers count batches; with several optimizers a batch may make several steps, and none is accumulated.
+    loop.epoch_loop._batches_that_stepped = batches if is_manual else steps
 
 
 def refresh_metrics(bar: Any, trainer: Trainer) -> None:
@@ -291,6 +337,14 @@ def progress(loop: Any) -> tuple[int, int, int]:
     """Return epochs, optimizer steps and batches that a fit loop has done."""
     epochs = int(loop.epoch_progress.current.processed)
     return epochs, int(loop.epoch_loop.global_step), int(loop.epoch_loop.batch_progress.total.ready)
+
+
+def reset_early_stopping(callback: Any) -> None:
+    """Let an EarlyStopping forget what it saw; whatever a class of the user's adds stays."""
+    worst = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+    reason = type(callback.stopping_reason).NOT_STOPPED
+    fresh = {"wait_count": 0, "stopped_epoch": 0, "best_score": worst, "stopping_reason": reason}
+    vars(callback).update(fresh, stopping_reason_message=None)
 
 
 def reset_checkpoint_callback(callback: Any) -> None:

@@ -6,7 +6,6 @@ answer with the aggregate is in `pybrush_lightning.evaluation`.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from pybrush.errors import ConfigurationError
 from pybrush.record import Record
 from pybrush_lightning.attributes import Attributes, known_parts, write_attributes
+from pybrush_lightning.compiled import copied
+from pybrush_lightning.state import fill
 
 Space = Literal["logits", "log_probs", "probs", "values"]
 How = Literal["mean", "vote"]
@@ -133,7 +134,7 @@ class AggregateModule(nn.Module):
 
 def _filled(module: nn.Module, constituent: Constituent) -> nn.Module:
     """Return a copy of a module that is one constituent, on the CPU; Lightning's modules leave their trainer behind."""
-    member = copy.deepcopy(module).cpu()
+    member = copied(module).cpu()
     own, stored = tensors_of(member), constituent.tensors
     if own.keys() != stored.keys() or any(own[name].shape != stored[name].shape for name in own):
         raise ConfigurationError(
@@ -141,7 +142,7 @@ def _filled(module: nn.Module, constituent: Constituent) -> nn.Module:
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(stored[name])
+            fill(tensor, stored[name])
     known = known_parts(member)
     for name, part in member.named_modules():
         write_attributes(part, constituent.attributes.get(name, {}), known)

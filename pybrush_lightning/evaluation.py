@@ -19,6 +19,7 @@ from pybrush.record import trees
 from pybrush_lightning.aggregate import Constituent, How, Space, check_output, combine, tensors_of
 from pybrush_lightning.attributes import Attributes, known_parts, placed_like, plain_attributes
 from pybrush_lightning.codec import content_bytes
+from pybrush_lightning.compiled import uncompiled
 
 
 class Calls:
@@ -61,6 +62,7 @@ def answering(module: nn.Module, constituents: dict[int, Constituent], space: Sp
         return combine(outputs, space, how)
 
     with ExitStack() as stack:
+        stack.enter_context(uncompiled(module))
         for name, part in module.named_modules():
             if part is not module and any(True for _ in part.parameters()):
                 handle = part.register_forward_pre_hook(_guard(name, calls))

@@ -30,9 +30,13 @@ from pybrush.hashing import chained
 from pybrush.names import Namer
 from pybrush.record import Record
 from pybrush_lightning import _private, state
+from pybrush_lightning.compiled import is_compiled
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+_TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
+"""Precisions to which a trainer converts a module itself."""
 
 _LONGEST = 2000
 """Characters up to which a hyperparameter is written as it is."""
@@ -54,7 +58,10 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
         "source": sources(module, loader),
         "hyperparameters": hyperparameters(module),
         "parts": parts(module),
-        "parameters": {name: [str(p.dtype), *p.shape] for name, p in module.named_parameters(remove_duplicate=False)},
+        "parameters": {
+            name: [str(_trained_type(p, str(trainer.precision))), *p.shape]
+            for name, p in module.named_parameters(remove_duplicate=False)
+        },
         "optimization": optimization,
         "trainer": {
             "precision": str(trainer.precision),
@@ -68,6 +75,11 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
     }
 
 
+def _trained_type(parameter: torch.Tensor, precision: str) -> torch.dtype:
+    """Return the type in which a parameter is trained: where a request begins, the trainer has converted nothing."""
+    return _TRUE.get(precision, parameter.dtype) if parameter.is_floating_point() else parameter.dtype
+
+
 def hyperparameters(module: LightningModule) -> dict[str, Any]:
     """Return what save_hyperparameters stored, as plain JSON."""
     given = {name: value for name, value in module.hparams.items() if name not in _BY_LIGHTNING_CLI}
@@ -79,8 +91,9 @@ def parts(module: torch.nn.Module) -> dict[str, str]:
     found = {}
     for place, part in module.named_modules():
         found[place or "module"] = type(part).__qualname__
+        compiled = {*_private.compiled_steps(part), "_compiled_call_impl"}
         for name, value in vars(part).items():
-            if isinstance(value, (FunctionType, BuiltinFunctionType)):
+            if isinstance(value, (FunctionType, BuiltinFunctionType)) and name not in compiled:
                 found[f"{place}.{name}".lstrip(".")] = value.__name__
     return found
 
@@ -148,8 +161,8 @@ def sources(module: LightningModule, loader: DataLoader[Any]) -> dict[str, str]:
     return found
 
 
-def environment(trainer: Trainer) -> dict[str, Any]:
-    """Return versions, device, threads and processor features."""
+def environment(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return versions, device, threads and processor features, and whether the module was compiled."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -158,6 +171,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "device": str(trainer.strategy.root_device),
         "threads": torch.get_num_threads(),
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "compiled": is_compiled(module),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 

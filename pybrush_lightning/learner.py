@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from pybrush.plan.order import Positions, Seeds
 from pybrush_lightning import _private, fingerprint, ranks, state
 from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
 from pybrush_lightning.fresh import renew, renewed
+from pybrush_lightning.limits import Limits, begin_anew
 from pybrush_lightning.randomness import kept_randomness, seed_all
 from pybrush_lightning.stage_data import LoaderPlan, Share, stage_loader
 from pybrush_lightning.stage_loop import Counters, counters, installed, stage_loop
@@ -38,9 +40,7 @@ class LightningLearner:
         module: the user's module.
         sisa: the callback on the trainer; it is told which stage runs.
         plan: the user's training loader, taken apart.
-        horizon: epochs that schedules may rely on.
-        epochs: the epochs that the user asked for.
-        slices: R.
+        limits: when the user's training ends and validates.
         run_fit: runs trainer.fit around a build, for a learner outside of a fit; None inside one.
         validation: returns the user's validation loaders, asked where their content steers training.
         counters: where training stands.
@@ -51,9 +51,7 @@ class LightningLearner:
     module: LightningModule
     sisa: SISA
     plan: LoaderPlan
-    horizon: int
-    epochs: int
-    slices: int
+    limits: Limits
     run_fit: Callable[[Callable[[], Any]], Any] | None = None
     validation: Callable[[], Any] = lambda: None
     counters: Counters = field(default_factory=lambda: Counters(0, 0, 0))
@@ -83,10 +81,14 @@ class LightningLearner:
     ) -> Trained:
         """Run one fresh fit loop on the user's trainer over the stage's rows."""
         trainer, before = self.trainer, self.counters
-        loop, share = stage_loop(trainer, horizon, seeds, before), Share(trainer.global_rank, trainer.world_size)
-        _private.set_train_source(loop, stage_loader(data, rows, horizon, seeds, share))
+        share = Share(trainer.global_rank, trainer.world_size)
+        loop = stage_loop(trainer, self.limits, horizon, seeds, before)
+        loader = stage_loader(data, rows, horizon, seeds, share)
+        _private.set_train_source(loop, loader)
         opaque = self._opaque()
-        with installed(trainer, loop), self.sisa.in_stage(trainer, horizon) as meter:
+        begin_anew(trainer, horizon)
+        in_stage = self.limits.in_stage(trainer, len(loader))
+        with in_stage, installed(trainer, loop), self.sisa.in_stage(trainer, horizon) as meter:
             self._make_optimization(seeds)
             loop.run()
             self._optimization = copy.deepcopy(state.read_optimization(trainer))
@@ -126,7 +128,7 @@ class LightningLearner:
 
     def environment(self) -> dict[str, Any]:
         """Return versions, device, threads and processor features."""
-        return fingerprint.environment(self.trainer)
+        return fingerprint.environment(self.trainer, self.module)
 
     def _make_optimization(self, seeds: Seeds) -> None:
         """Make fresh optimizers for a stage, in the state of its parent."""
@@ -139,9 +141,14 @@ class LightningLearner:
         if trainer.global_rank:
             seed_all(seeds(0, "stage", trainer.global_rank))
         # Before they go on from the parent's state: the check steps through the whole horizon.
-        check_schedulers(trainer.lr_scheduler_configs, self.slices, self.epochs, self.horizon)
+        self._check_schedulers(trainer.lr_scheduler_configs)
         if self._optimization is not None:
             state.write_optimization(trainer, self._optimization)
+
+    def _check_schedulers(self, configs: list[Any]) -> None:
+        """Refuse schedulers that no stage can go on with; those of manual optimization are stepped by the user."""
+        if self.module.automatic_optimization:
+            check_schedulers(configs, self.limits)
 
     def _opaque(self) -> dict[str, str]:
         """Return digests of what training must not change, since no stage stores it."""
@@ -152,39 +159,46 @@ class LightningLearner:
     def _fingerprint(self, namer: Namer) -> dict[str, Any]:
         trainer, optimization = self.trainer, self.probe()
         found: dict[str, Any] = fingerprint.semantic(trainer, self.module, self.plan.loader, optimization)
+        found["trainer"] |= self.limits.recorded()
         found["loader"] = self.plan.settings()
         found["workers"] = fingerprint.worker_init(self.plan.loader) if self.plan.workers else None
         if self._is_steered(optimization):
-            loaders = self.validation()
-            found["validation"] = {
-                "data": "none" if loaders is None else fingerprint.validation_digest(loaders, namer),
-                "check_val_every_n_epoch": trainer.check_val_every_n_epoch,
-                "val_check_interval": trainer.val_check_interval,
-                "limit_val_batches": trainer.limit_val_batches,
-            }
+            with self._at_start():
+                loaders = self.validation()
+            data = "none" if loaders is None else fingerprint.validation_digest(loaders, namer)
+            found["validation"] = {"data": data}
         return found
 
     def _is_steered(self, optimization: dict[str, Any]) -> bool:
-        """Whether something monitors the validation data."""
-        monitors = any(scheduler["monitor"] for scheduler in optimization["schedulers"])
+        """Whether something monitors the validation data, or may: schedulers that are stepped by hand."""
+        by_hand = not self.module.automatic_optimization
+        monitors = any(scheduler["monitor"] or by_hand for scheduler in optimization["schedulers"])
         callbacks = [callback for _, callback in state.stateful_callbacks(self.trainer)]
         return monitors or any("EarlyStopping" in _private.ancestors(callback) for callback in callbacks)
+
+    @contextmanager
+    def _at_start(self) -> Iterator[None]:
+        """Let the trainer stand where the training of a shard begins, with all the data; nothing is trained."""
+        whole = Horizon(0, 0, self.limits.horizon, 0, self.limits.horizon)
+        loop = stage_loop(self.trainer, self.limits, whole, Seeds(0, 0, 0), Counters(0, 0, 0))
+        _private.set_train_source(loop, self.plan.loader)
+        in_stage = self.limits.in_stage(self.trainer, len(self.plan.loader))
+        with kept_randomness(), in_stage, installed(self.trainer, loop):
+            yield
 
     def _probe(self) -> dict[str, Any]:
         """Call configure_optimizers once, outside of training, and describe what it returns."""
         trainer, module = self.trainer, self.module
-        loop = stage_loop(trainer, Horizon(0, 0, self.horizon, 0, self.horizon), Seeds(0, 0, 0), Counters(0, 0, 0))
-        _private.set_train_source(loop, self.plan.loader)
         before = trainer.state.fn
         known = known_parts(module)
         attributes = plain_attributes(module, known)
-        with kept_randomness(), installed(trainer, loop), _private.attached(trainer, module, self.datamodule):
+        with self._at_start(), _private.attached(trainer, module, self.datamodule):
             trainer.state.fn = TrainerFn.FITTING
             seed_all(0)  # whatever it draws must be the same in every process
             try:
                 optimizers, configs = _private.make_optimizers(trainer, module)
                 with renewed(optimizers, configs):
-                    check_schedulers(configs, self.slices, self.epochs, self.horizon)
+                    self._check_schedulers(configs)
                     return fingerprint.describe_optimization(optimizers, configs)
             finally:
                 trainer.state.fn = before

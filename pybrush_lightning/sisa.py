@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from pybrush import forget
 from pybrush.errors import ConfigurationError, RecordError, TrainingError, UnsupportedError
 from pybrush.learner import Horizon, Learner
-from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
@@ -32,6 +31,7 @@ from pybrush_lightning import _private, aggregate, checkpoints, evaluation, logg
 from pybrush_lightning.around_fit import Before, Given, Held, Job, Mark, Meter, Optimization, given_to, loaders_of
 from pybrush_lightning.fingerprint import check_processes, datasets_of
 from pybrush_lightning.learner import LightningLearner
+from pybrush_lightning.limits import Limits, say_rows_are_recorded
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.sample_ids import IdSource, Naming
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
@@ -135,27 +135,29 @@ class SISA(_private.CallbackBase):
         """Take over the fit loop's `run`; refuse what cannot be trained exactly, in one message."""
         self._close()
         if _private.is_trial_run(trainer):
+            _log.warning("this is a trial run (fast_dev_run, overfit_batches or a Tuner): SISA makes no record of it")
             return
         if stage != "fit":
             self._stack.enter_context(resume.best_refused(trainer, self.recorded))
             return
         if self.job is not None:
             self._stack.enter_context(self.job.settings())
-        slices = ranks.from_zero(trainer, self.slice_count)
         source = _private.train_source(trainer)
-        check_training(trainer, pl_module, slices, None if source.is_module() else source.instance)
+        check_training(trainer, pl_module, None if source.is_module() else source.instance)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
         callbacks.remove(self)
         callbacks.insert(0, self)
-        loop, epochs = trainer.fit_loop, int(trainer.max_epochs or 0)
+        say_rows_are_recorded(trainer)
+        slices = ranks.from_zero(trainer, self.slice_count)
+        loop, limits = trainer.fit_loop, Limits.of(trainer, slices)
         self._connected = _private.optimization(trainer)
         self._stack.enter_context(kept_randomness())
         self._stack.enter_context(validation_kept_apart(trainer))
         self._stack.enter_context(resume.own_unread(trainer, self.recorded))
-        loop.run = lambda: self._run(trainer, pl_module, epochs)  # type: ignore[method-assign]
+        loop.run = lambda: self._run(trainer, pl_module, limits)  # type: ignore[method-assign]
         self._stack.callback(vars(loop).pop, "run", None)
-        loop.max_epochs = slices * epochs_per_slice(epochs, slices)
-        self._stack.callback(setattr, loop, "max_epochs", epochs)
+        loop.max_epochs = limits.shown_epochs
+        self._stack.callback(setattr, loop, "max_epochs", limits.max_epochs)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the initial state before the sanity check moves it, and after every on_fit_start."""
@@ -259,12 +261,10 @@ class SISA(_private.CallbackBase):
         )
 
     def learner(
-        self, trainer: Trainer, module: LightningModule, plan: LoaderPlan, epochs: int, validation: Any
+        self, trainer: Trainer, module: LightningModule, plan: LoaderPlan, limits: Limits, validation: Any
     ) -> LightningLearner:
         """Return the core's view of trainer, module and loader."""
-        slices = ranks.from_zero(trainer, self.slice_count)
-        horizon = slices * epochs_per_slice(epochs, slices)
-        return LightningLearner(trainer, module, self, plan, horizon, epochs, slices, validation=validation)
+        return LightningLearner(trainer, module, self, plan, limits, validation=validation)
 
     @contextmanager
     def in_stage(self, trainer: Trainer, horizon: Horizon) -> Iterator[Meter]:
@@ -285,7 +285,8 @@ class SISA(_private.CallbackBase):
 
     def before_save(self, trainer: Trainer, path: str | Path) -> None:
         """Register a checkpoint with the stage whose state it will hold; warn of a lone constituent."""
-        ranks.from_zero(trainer, lambda: self._register(trainer, path))
+        if not _private.is_trial_run(trainer):
+            ranks.from_zero(trainer, lambda: self._register(trainer, path))
 
     def _register(self, trainer: Trainer, path: str | Path) -> None:
         record = self.recorded()
@@ -325,35 +326,34 @@ class SISA(_private.CallbackBase):
 
     # The fit itself
 
-    def _run(self, trainer: Trainer, module: LightningModule, epochs: int) -> None:
+    def _run(self, trainer: Trainer, module: LightningModule, limits: Limits) -> None:
         """Stand in for the fit loop's run: build stages, for a fit or for a request."""
         before = self._before or Before.of(trainer, module, self._mark)  # without a sanity check
         self._before = before
         if self.job is not None:
             self.job.run()
         else:
-            self._fit(trainer, module, epochs, before)
+            self._fit(trainer, module, limits, before)
         self.keep()
 
-    def _fit(self, trainer: Trainer, module: LightningModule, epochs: int, before: Before) -> None:
+    def _fit(self, trainer: Trainer, module: LightningModule, limits: Limits, before: Before) -> None:
         source, loop = _private.train_source(trainer), trainer.fit_loop
         plan = loader_plan(source.dataloader())
         validation = _private.validation_source(trainer)
-        learner = self.learner(trainer, module, plan, epochs, partial(loaders_of, validation))
+        learner = self.learner(trainer, module, plan, limits, partial(loaders_of, validation))
         check_data_apart(trainer, module, datasets_of(plan.dataset))
         before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
-        held = ranks.together(trainer, learner, lambda leader: self._fit_record(trainer, leader, plan, epochs))
-        _private.set_progress(loop, epochs, learner.counters.steps, 0)
+        wish = self.wish(limits.epochs, plan)
+        held = ranks.together(trainer, learner, lambda leader: self._fit_record(trainer, leader, plan, wish))
+        _private.set_progress(loop, limits.epochs, learner.counters.steps, 0)
         self.mark(learner, held)
 
-    def _fit_record(self, trainer: Trainer, learner: Learner, plan: LoaderPlan, epochs: int) -> Held:
+    def _fit_record(self, trainer: Trainer, learner: Learner, plan: LoaderPlan, wish: PlanWish) -> Held:
         recorded = self.recorded()
         if recorded is not None:
             check_processes(recorded, trainer)
-        fitted = forget.fit(
-            self.record, self.wish(epochs, plan), learner, plan, lambda namer: self.naming.roster(plan.dataset, namer)
-        )
+        fitted = forget.fit(self.record, wish, learner, plan, lambda namer: self.naming.roster(plan.dataset, namer))
         return Held.of(fitted.record)
 
     def _close(self) -> None:

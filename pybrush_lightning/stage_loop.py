@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pybrush.learner import Horizon
 from pybrush.plan.order import Seeds
 from pybrush_lightning import _private
+from pybrush_lightning.limits import Limits
 from pybrush_lightning.randomness import kept_randomness, seed_all
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ class Counters:
     batches: int
 
 
-def stage_loop(trainer: Trainer, horizon: Horizon, seeds: Seeds, start: Counters) -> Any:
+def stage_loop(trainer: Trainer, limits: Limits, horizon: Horizon, seeds: Seeds, start: Counters) -> Any:
     """Return a fit loop for one stage, standing where its parent ended; it is not installed yet."""
     template = trainer.fit_loop
-    loop = _loop_class(_own_class(template))(trainer, template.min_epochs, horizon.total)
+    loop = _loop_class(_own_class(template))(trainer, max_epochs=limits.shown_epochs)
+    limits.limit(loop, horizon, start.steps)
     loop.stage_end = horizon.epochs_before + horizon.epochs
     loop.stage_start = horizon.epochs_before
     loop.stage_seeds = seeds
@@ -63,22 +65,24 @@ def installed(trainer: Trainer, loop: Any) -> Iterator[None]:
 
 @contextmanager
 def validation_kept_apart(trainer: Trainer) -> Iterator[None]:
-    """Run every validation between a saved and a restored random state.
+    """Run every validation, and every loading of its data, between a saved and a restored random state.
 
     Hooks come too late for this: the validation loader draws before the first of them.
     """
     loop = trainer.fit_loop.epoch_loop.val_loop
-    run: Callable[[], Any] = loop.run
 
-    def apart() -> Any:
-        with kept_randomness():
-            return run()
+    def apart(method: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with kept_randomness():
+                return method()
 
-    loop.run = apart  # type: ignore[method-assign]  # on the instance, for the fit alone
+        return run
+
+    loop.run, loop.setup_data = apart(loop.run), apart(loop.setup_data)  # type: ignore[method-assign]  # instance's
     try:
         yield
     finally:
-        del loop.run
+        del loop.run, loop.setup_data
 
 
 def _own_class(loop: Any) -> type:
@@ -115,4 +119,5 @@ def _loop_class(base: Any) -> Any:
             seed_all(self.stage_seeds(epoch, "train", self.trainer.global_rank))
             super().on_advance_start()
 
+    _private.never_reload_training_data(StageLoop)  # a stage's rows are the record's
     return StageLoop

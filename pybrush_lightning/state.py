@@ -59,7 +59,7 @@ def write_module(module: LightningModule, tree: Tree) -> None:
     _check_same(dict.fromkeys(dict(module.named_modules())), dict.fromkeys(tree["training"]))
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tree["parameters"][name])
+            fill(parameter, tree["parameters"][name])
             parameter.grad = None
             parameter.requires_grad_(tree["trainable"][name])
         _write_buffers(module, tree["buffers"])
@@ -67,6 +67,13 @@ def write_module(module: LightningModule, tree: Tree) -> None:
     for name, part in module.named_modules():
         part.training = tree["training"][name]
         write_attributes(part, tree["attributes"][name], known)
+
+
+def fill(tensor: torch.Tensor, stored: torch.Tensor) -> None:
+    """Write stored values into a tensor, in their own type: a module is float32 until a trainer has converted it."""
+    if tensor.dtype != stored.dtype:
+        tensor.data = torch.empty_like(tensor, dtype=stored.dtype)
+    tensor.copy_(stored)
 
 
 def read_callbacks(trainer: Trainer, module: LightningModule) -> Tree:

@@ -13,13 +13,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pybrush.errors import UnsupportedError
 from pybrush_lightning import _private
 from pybrush_lightning.checkpoints import remote_folders
+from pybrush_lightning.limits import Limits
 from pybrush_lightning.stage_data import loader_problems
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 _CALLBACKS = {
-    "GradientAccumulationScheduler": "set accumulate_grad_batches to one number",
     "StochasticWeightAveraging": "leave it out: averages over epochs cross the stages",
     "WeightAveraging": "leave it out: averages over epochs cross the stages",
     "BaseFinetuning": "freeze in the module's constructor",
@@ -29,22 +29,21 @@ _CALLBACKS = {
     "BatchSizeFinder": "run it before, in a Trainer without SISA",
     "SpikeDetection": "leave it out: what it skips depends on the losses of other rows and is kept in a file",
 }
-_PRECISIONS = ("32-true", "bf16-mixed")
+_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 
 
-def check_training(trainer: Trainer, module: LightningModule, slices: int, loader: Any = None) -> None:
+def check_training(trainer: Trainer, module: LightningModule, loader: Any = None) -> None:
     """Refuse what SISA does not handle, all of it in one message.
 
     Args:
         trainer: the user's trainer.
         module: the user's module.
-        slices: R.
         loader: the training loader, where it is known already.
 
     Raises:
         UnsupportedError: listing each setting with what to do instead.
     """
-    problems = [*_settings(trainer), *_limits(trainer), *_module(module), *_callbacks(trainer, slices)]
+    problems = [*_settings(trainer), *_limits(trainer), *_module(module), *_callbacks(trainer)]
     problems += remote_folders(trainer)
     if loader is not None:
         problems += loader_problems(loader)
@@ -56,12 +55,7 @@ def check_training(trainer: Trainer, module: LightningModule, slices: int, loade
 def _settings(trainer: Trainer) -> Iterator[str]:
     yield from _processes(trainer)
     if str(trainer.precision) not in _PRECISIONS:
-        yield f"precision={str(trainer.precision)!r}: use '32-true' or 'bf16-mixed'"
-    own = vars(trainer)  # set by connectors, so the class does not declare them
-    if own["overfit_batches"]:
-        yield "overfit_batches: use it in a Trainer without SISA"
-    if own["reload_dataloaders_every_n_epochs"]:
-        yield "reload_dataloaders_every_n_epochs: leave it out, rows are recorded once"
+        yield f"precision={str(trainer.precision)!r}: use one of {', '.join(_PRECISIONS)}"
 
 
 def _processes(trainer: Trainer) -> Iterator[str]:
@@ -80,29 +74,23 @@ def _processes(trainer: Trainer) -> Iterator[str]:
 
 
 def _limits(trainer: Trainer) -> Iterator[str]:
-    if trainer.max_epochs is None or trainer.max_epochs < 1:
-        yield f"max_epochs={trainer.max_epochs}: give Trainer a whole number of epochs of at least 1"
-    limits = {
-        "max_steps": trainer.max_steps != -1,
-        "min_steps": bool(trainer.min_steps),
-        "min_epochs": bool(trainer.min_epochs),
-    }
-    for name, is_set in limits.items():
-        if is_set:
-            yield f"{name}: leave it out, a stage ends by its epochs"
-    # The integer 1 is one batch, the float 1.0 all of them.
-    if isinstance(trainer.limit_train_batches, int) or trainer.limit_train_batches != 1.0:
-        yield f"limit_train_batches={trainer.limit_train_batches}: leave it out, or train on a Subset"
+    epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    if epochs == 0 or (epochs == -1 and trainer.max_steps == -1):
+        yield f"max_epochs={trainer.max_epochs}: give Trainer a whole number of epochs of at least 1, or max_steps"
+    if trainer.max_steps == 0:
+        yield "max_steps=0: give Trainer at least one step, or leave it out"
+    if not trainer.limit_train_batches:
+        yield f"limit_train_batches={trainer.limit_train_batches}: give Trainer at least one batch, or a share of them"
+    if _private.validates_by_the_clock(trainer):
+        yield "val_check_interval as a time: give a number of batches, the clock is not the same twice"
 
 
 def _module(module: LightningModule) -> Iterator[str]:
-    if not module.automatic_optimization:
-        yield "manual optimization: use automatic optimization"
     if _private.own_hook(module, "configure_callbacks") is not None:
         yield "configure_callbacks: give the callbacks to the Trainer"
 
 
-def _callbacks(trainer: Trainer, slices: int) -> Iterator[str]:
+def _callbacks(trainer: Trainer) -> Iterator[str]:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
     ancestors = [_private.ancestors(callback) for callback in callbacks]
     if sum("SISA" in names for names in ancestors) > 1:
@@ -110,13 +98,11 @@ def _callbacks(trainer: Trainer, slices: int) -> Iterator[str]:
     for callback, names in zip(callbacks, ancestors, strict=True):
         for name in sorted(names & _CALLBACKS.keys()):
             yield f"{type(callback).__name__}: {_CALLBACKS[name]}"
-        if "EarlyStopping" in names and slices > 1:
-            yield "EarlyStopping with slices > 1: use slices=1, where a shard ends when Lightning stops it"
         if "Timer" in names and _private.has_time_limit(callback):
             yield "max_time or Timer: leave it out, the clock is not the same twice"
 
 
-def check_schedulers(configs: list[Any], slices: int, epochs: int, horizon: int) -> None:
+def check_schedulers(configs: list[Any], limits: Limits) -> None:
     """Refuse schedulers that cannot be cut into stages.
 
     A copy of each is stepped through the whole horizon. With one slice the horizon is the user's own number
@@ -125,23 +111,28 @@ def check_schedulers(configs: list[Any], slices: int, epochs: int, horizon: int)
     Raises:
         UnsupportedError: with what to do instead.
     """
-    if slices == 1:
+    if limits.slices == 1:
         return
     for config in configs:
-        problem = _step_problem(config, epochs, horizon)
+        problem = _step_problem(config, limits)
         if problem:
             raise UnsupportedError(
-                f"{type(config.scheduler).__name__} {problem}. With slices > 1 a shard is trained for {horizon} "
+                f"{type(config.scheduler).__name__} {problem}. With slices > 1 a shard is trained for {limits.horizon} "
                 "epochs: build the scheduler from trainer.max_epochs, or use slices=1."
             )
 
 
-def _step_problem(config: Any, epochs: int, horizon: int) -> str:
+def _step_problem(config: Any, limits: Limits) -> str:
     """Return why a scheduler cannot be cut into stages, or ''."""
     if config.interval == "step":
         return "steps every batch, and the number of batches changes with each deletion"
-    if isinstance(config.scheduler, ReduceLROnPlateau):
-        return ""
+    if isinstance(config.scheduler, ReduceLROnPlateau) or limits.max_epochs == -1:
+        return ""  # without a number of epochs there is no horizon to step through
+    return _rate_problem(config, limits.epochs, limits.horizon)
+
+
+def _rate_problem(config: Any, epochs: int, horizon: int) -> str:
+    """Return why a scheduler's rates cannot go on from some epochs to a horizon, or ''."""
     try:
         rates = _rates(config, horizon)
     except (ValueError, RuntimeError) as error:

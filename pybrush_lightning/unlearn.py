@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,8 +29,10 @@ from pybrush_lightning import _private, checkpoints, ranks
 from pybrush_lightning.aggregate import AggregateModule
 from pybrush_lightning.around_fit import Given, Held, Job, loaders_of
 from pybrush_lightning.asked import Asked
+from pybrush_lightning.compiled import unwrapped
 from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.learner import LightningLearner
+from pybrush_lightning.limits import Limits, limits_restored
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.resume import look_in_stages
 from pybrush_lightning.sisa import SISA, Members
@@ -102,7 +104,9 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
     if duplicates not in ("report", "forget"):
         raise ConfigurationError(f"duplicates must be 'report' or 'forget'; got {duplicates!r}.")
     if _private.is_trial_run(trainer):
-        raise UnsupportedError("fast_dev_run never touches a record; unlearn with a Trainer without it.")
+        raise UnsupportedError(
+            "fast_dev_run and overfit_batches never touch a record; unlearn with a Trainer without them."
+        )
     sisa = sisa_of(trainer)
     given = _given(sisa, Given(model, train_dataloaders, val_dataloaders, datamodule))
     asked = Asked(forget, ids, rows, subjects, missing, duplicates)
@@ -126,9 +130,9 @@ def _serve_here(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked, ter
     with _recorded_settings(trainer, record.plan):
         loader, validation = _loaders(trainer, given)
         _build_module(trainer, given)
-        check_training(trainer, given.module, record.plan.slices, loader)
-        plan, epochs = _plan_of(loader, record.plan), record.plan.epochs
-        learner = sisa.learner(trainer, given.module, plan, epochs, lambda: validation)
+        check_training(trainer, given.module, loader)
+        plan, limits = _plan_of(loader, record.plan), Limits.of(trainer, record.plan.slices)
+        learner = sisa.learner(trainer, given.module, plan, limits, validation)
         learner.datamodule = given.datamodule
         learner.run_fit = lambda build: _in_fit(trainer, sisa, given, Job(build))
         served = _Request(trainer, sisa, record, plan).serve(learner, asked, terms.dry_run)
@@ -143,18 +147,19 @@ def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked,
             "trainer.unlearn cannot run in processes that are spawned for each call. Use Trainer(strategy='ddp', "
             f"devices={trainer.world_size}) in a script: it serves the same record."
         )
-    found: list[RecordPlan] = []
+    found: list[tuple[RecordPlan, Limits]] = []
 
     @contextmanager
     def settings() -> Iterator[None]:
-        found.append(ranks.from_zero(trainer, lambda: _checked(sisa, terms).plan))
-        with _recorded_settings(trainer, found[0]):
+        recorded = ranks.from_zero(trainer, lambda: _checked(sisa, terms).plan)
+        with _recorded_settings(trainer, recorded):
+            found.append((recorded, Limits.of(trainer, recorded.slices)))
             yield
 
     def run() -> _Served:
-        validation = _private.validation_source(trainer)
-        plan = _plan_of(_private.train_source(trainer).dataloader(), found[0])
-        learner = sisa.learner(trainer, given.module, plan, found[0].epochs, partial(loaders_of, validation))
+        validation, (recorded, limits) = _private.validation_source(trainer), found[0]
+        plan = _plan_of(_private.train_source(trainer).dataloader(), recorded)
+        learner = sisa.learner(trainer, given.module, plan, limits, partial(loaders_of, validation))
 
         def work(leader: Learner) -> _Served:
             return _Request(trainer, sisa, _checked(sisa, terms), plan).serve(leader, asked, terms.dry_run)
@@ -201,7 +206,7 @@ def _take_over(learner: LightningLearner, given: Given, served: _Served) -> None
     if served.held is not None:
         sisa.keep()
         sisa.given = given
-        _private.set_progress(learner.trainer.fit_loop, learner.epochs, learner.counters.steps, 0)
+        _private.set_progress(learner.trainer.fit_loop, learner.limits.epochs, learner.counters.steps, 0)
         sisa.mark(learner, served.held)
 
 
@@ -293,7 +298,7 @@ def _given(sisa: SISA, now: Given) -> Given:
     has_data = now.train is not None or now.datamodule is not None
     if now.train is not None and now.datamodule is not None:
         raise ConfigurationError("pass train_dataloaders or datamodule, not both.")
-    module = now.module if now.module is not None else before.module
+    module = unwrapped(now.module) if now.module is not None else before.module
     if module is None:
         raise ConfigurationError("this trainer has fitted nothing in this process; pass model= and the data as to fit.")
     validation = now.validation if now.validation is not None or has_data else before.validation
@@ -302,13 +307,13 @@ def _given(sisa: SISA, now: Given) -> Given:
     return Given(module, before.train, validation, before.datamodule)
 
 
-def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Any]:
-    """Return training and validation loaders, from the loaders, the data module or the module itself."""
+def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Callable[[], Any]]:
+    """Return the training loader, and a function that returns the validation loaders when they are asked for.
+
+    They come from what was passed, the data module or the module itself.
+    """
     if given.train is not None:
-        validation = (
-            given.validation if given.validation is not None else _hook(trainer, given.module, "val_dataloader")
-        )
-        return given.train, validation
+        return given.train, partial(_validation, trainer, given, given.module)
     owner = given.datamodule if given.datamodule is not None else given.module
     if given.datamodule is not None:
         owner.trainer = trainer
@@ -319,8 +324,15 @@ def _loaders(trainer: AnyTrainer, given: Given) -> tuple[Any, Any]:
         raise ConfigurationError(
             "the training data is not known in this process; pass train_dataloaders= or datamodule=."
         )
-    validation = _hook(trainer, owner, "val_dataloader")
-    return loader, validation if validation is not None else given.validation
+    return loader, partial(_validation, trainer, given, owner)
+
+
+def _validation(trainer: AnyTrainer, given: Given, owner: Any) -> Any:
+    """Return the validation loaders: those passed beside a training loader, else those of the owner of the data."""
+    if given.train is not None and given.validation is not None:
+        return given.validation
+    loaders = _hook(trainer, owner, "val_dataloader")
+    return given.validation if loaders is None else loaders
 
 
 def _build_module(trainer: AnyTrainer, given: Given) -> None:
@@ -352,16 +364,14 @@ def _recorded_settings(trainer: AnyTrainer, plan: RecordPlan) -> Iterator[None]:
     settings = plan.semantic["trainer"]
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     before = {name: getattr(trainer, name) for name in names}
-    epochs = trainer.fit_loop.max_epochs
-    trainer.fit_loop.max_epochs = plan.epochs
     for name in names:
         setattr(trainer, name, settings[name])
     if settings["gradient_clip_algorithm"] is not None:
         trainer.gradient_clip_algorithm = GradClipAlgorithmType(settings["gradient_clip_algorithm"])
     try:
-        yield
+        with limits_restored(trainer, settings, plan.epochs):
+            yield
     finally:
-        trainer.fit_loop.max_epochs = epochs
         for name, value in before.items():
             setattr(trainer, name, value)
 

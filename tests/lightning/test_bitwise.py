@@ -7,7 +7,7 @@ import torch
 
 from pybrush.record import Record, states
 from tests.lightning.models import Rows
-from tests.lightning.twin import CASES, KEY, answers, data_for, forget, module_for, trainer_for
+from tests.lightning.twin import CASES, KEY, LONG, answers, data_for, forget, module_for, trainer_for
 
 
 def fitted(name, folder, **changes):
@@ -40,7 +40,7 @@ def assert_as_if_never_seen(name, folder, fresh_process, now, gone):
     assert torch.equal(now, torch.load(fresh / "answers.pt", weights_only=True))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n == "workers" else n for n in CASES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in CASES])
 def test_unlearning_has_the_bits_of_training_without_the_rows(name, tmp_path, fresh_process):
     case = CASES[name]
     trainer, module = fitted(name, tmp_path)

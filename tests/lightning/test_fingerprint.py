@@ -127,8 +127,8 @@ def test_validation_data_counts_where_something_monitors_it(tmp_path):
     with pytest.raises(FingerprintError, match=r"validation\.data"):
         later.unlearn(rows=[3], model=Validated(scheduler="plateau"), **changed)
     more_often = trainer_for(case, tmp_path, val_check_interval=0.5)
-    with pytest.raises(FingerprintError, match=r"validation\.val_check_interval"):
-        more_often.unlearn(rows=[3], model=Validated(scheduler="plateau"), **data)
+    with pytest.raises(FingerprintError, match=r"trainer\.val_check_interval"):
+        more_often.fit(Validated(scheduler="plateau"), **data)
     assert trainer.unlearn(rows=[3]).forgotten == 1
 
 

@@ -183,7 +183,73 @@ def test_a_time_limit_is_seen(fitted):
 def test_trial_runs_are_seen(tmp_path):
     for package, _ in PACKAGES.values():
         assert _private.is_trial_run(package.Trainer(fast_dev_run=True, **QUIET))
+        assert _private.is_trial_run(package.Trainer(overfit_batches=1, default_root_dir=tmp_path, **QUIET))
         assert not _private.is_trial_run(package.Trainer(default_root_dir=tmp_path, **QUIET))
+        callbacks = package.pytorch.callbacks if package is lightning else package.callbacks
+        finder = callbacks.LearningRateFinder()
+        trainer = package.Trainer(default_root_dir=tmp_path, callbacks=[finder], **QUIET)
+        assert not _private.is_trial_run(trainer)
+        assert finder._early_exit is callbacks.BatchSizeFinder()._early_exit is False
+        finder._early_exit = True  # as a Tuner sets it
+        assert _private.is_trial_run(trainer)
+
+
+def test_validation_by_the_clock_is_seen(tmp_path):
+    for package, _ in PACKAGES.values():
+        quiet = {"default_root_dir": tmp_path, **QUIET}
+        assert _private.validates_by_the_clock(package.Trainer(val_check_interval="00:00:01:00", **quiet))
+        assert not _private.validates_by_the_clock(package.Trainer(val_check_interval=3, **quiet))
+
+
+def test_reloading_of_data_is_where_a_stage_turns_it(fitted):
+    trainer, _ = fitted
+    validation, kind = trainer.fit_loop.epoch_loop.val_loop, type(trainer.fit_loop)
+    assert isinstance(kind._should_reload_train_dl, property)
+    assert isinstance(type(validation)._should_reload_val_dl, property) and callable(validation.setup_data)
+    before = validation._last_val_dl_reload_epoch
+    _private.forget_validation_reload(trainer)
+    assert validation._last_val_dl_reload_epoch == float("-inf")
+    validation._last_val_dl_reload_epoch = before
+    fixed = type("Fixed", (kind,), {})
+    _private.never_reload_training_data(fixed)
+    assert not fixed(trainer)._should_reload_train_dl
+
+
+def test_early_stopping_has_the_attributes_that_a_stage_resets(fitted):
+    kind = next(c for c in PACKAGES if type(fitted[0]).__module__.startswith(c))
+    package = PACKAGES[kind][0]
+    make = (package.pytorch if package is lightning else package).callbacks.EarlyStopping
+    for mode in ("min", "max"):
+        used, fresh = make("loss", mode=mode), make("loss", mode=mode)
+        used._evaluate_stopping_criteria(torch.tensor(1.0))
+        used.load_state_dict({**used.state_dict(), "wait_count": 2, "stopped_epoch": 3, "stopping_reason": 1})
+        used.stopping_reason_message = "it stopped"
+        assert all(used.state_dict()[name] != value for name, value in fresh.state_dict().items() if name != "patience")
+        _private.reset_early_stopping(used)
+        assert used.state_dict() == fresh.state_dict()
+
+
+def test_progress_of_manual_optimization_can_be_set(fitted):
+    trainer, module = fitted
+    loop = type(trainer.fit_loop)(trainer)
+    _private.set_progress(loop, 1, 40, 20)
+    assert loop.epoch_loop.manual_optimization.optim_step_progress.total.completed == 40
+    module.automatic_optimization = False
+    _private.set_progress(loop, 1, 40, 20)
+    assert loop.epoch_loop.global_step == 40 and loop.epoch_loop._batches_that_stepped == 20
+    module.automatic_optimization = True
+
+
+def test_a_compiled_module_has_its_steps_where_they_are_looked_for():
+    for _, make in PACKAGES.values():
+        module = make()
+        assert _private.compiled_steps(module) == ()
+        wrapped = torch.compile(module, backend="eager")
+        assert _private.module_below(wrapped) is _private.module_below(module) is module
+        before = set(vars(module))
+        _private.compile_steps(wrapped)
+        assert set(vars(module)) - before == set(_private.compiled_steps(module))
+        assert {"_is_torch_compile", "_compile_kwargs", "_compiler_ctx"} <= vars(module).keys()
 
 
 def test_classes_are_told_apart_by_where_they_come_from():

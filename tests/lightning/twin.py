@@ -18,7 +18,7 @@ from typing import Any
 import lightning
 import pytorch_lightning as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from pybrush_lightning import SISA
@@ -38,6 +38,7 @@ from tests.lightning.models import (
     Validated,
     WithLoader,
 )
+from tests.lightning.special import Adversaries, Changing, ValidatedByEpoch
 
 KEY, SEED = bytes(range(32)), 5
 
@@ -107,6 +108,46 @@ CASES = {
 }  # fmt: skip
 
 
+CASES |= {
+    "steps": Case(slices=1, epochs=3, trainer={"max_steps": 7}),
+    "steps in slices": Case(epochs=3, trainer={"max_steps": 9}),
+    "steps and no epochs": Case(trainer={"max_steps": 13, "max_epochs": None}),
+    "at least some steps": Case(
+        Validated, slices=1, epochs=6, validation=True, trainer={"min_steps": 17},
+        callbacks=(lambda: EarlyStopping("val_loss", patience=1, min_delta=5.0),),
+    ),
+    "at least some epochs in slices": Case(
+        Validated, epochs=6, validation=True, trainer={"min_epochs": 4},
+        callbacks=(lambda: EarlyStopping("val_loss", patience=1, min_delta=5.0),),
+    ),
+    "a few batches": Case(trainer={"limit_train_batches": 3}),
+    "a share of the batches": Case(slices=3, trainer={"limit_train_batches": 0.3}),
+    "validation after batches": Case(
+        lambda: Validated(scheduler="plateau"), validation=True, epochs=4, trainer={"val_check_interval": 3}
+    ),
+    "validation after batches of all epochs": Case(
+        Validated, validation=True, epochs=8, trainer={"val_check_interval": 4, "check_val_every_n_epoch": None},
+        callbacks=(lambda: EarlyStopping("val_loss", patience=2, min_delta=0.05),),
+    ),
+    "reloaded validation": Case(
+        lambda: ValidatedByEpoch(scheduler="plateau"), source="changing", epochs=5,
+        trainer={"reload_dataloaders_every_n_epochs": 2},
+    ),
+    "early stop in slices": Case(
+        Validated, epochs=9, validation=True, slices=3,
+        callbacks=(lambda: EarlyStopping("val_loss", patience=1, min_delta=0.05),),
+    ),
+    "accumulation by schedule": Case(epochs=4, callbacks=(lambda: GradientAccumulationScheduler({0: 1, 2: 3}),)),
+    "double precision": Case(trainer={"precision": "64-true"}),
+    "true half precision": Case(trainer={"precision": "bf16-true"}),
+    "two optimizers by hand": Case(Adversaries, slices=1, epochs=3),
+    "two optimizers by hand in slices": Case(Adversaries, trainer={"max_steps": 15}),
+}  # fmt: skip
+
+LONG = {"workers"}
+"""Cases that are left to the long run."""
+
+
 def trainer_for(case, folder, **changes):
     """Return a quiet trainer with the case's SISA callback; the record is folder / "record"."""
     settings = {"shards": case.shards, "slices": case.slices, "key": KEY, "seed": SEED, **case.sisa}
@@ -125,6 +166,8 @@ def data_for(case, gone=(), **loader):
         return {"datamodule": Data(lambda: case.rows(gone), settings)}
     if case.source == "module":
         return {}
+    if case.source == "changing":
+        return {"datamodule": Changing(lambda: case.rows(gone), settings)}
     found = {"train_dataloaders": DataLoader(case.rows(gone), **settings)}
     if case.validation:
         held_out = Rows(rows=12, seed=9)
