@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pybrush.errors import UnsupportedError
-from pybrush.record import Record, states
+from pybrush.record import Record
 from tests.lightning.models import Net, Rows
 from tests.lightning.twin import Case, trainer_for
 
@@ -65,7 +65,7 @@ def fitted(folder, module, gone=(), **case):
 def stages(folder):
     """Return shard, slice and tensors of the states of a record, without what names the module."""
     record = Record.open(folder / "record", bytes(range(32)))
-    loaded = {(s.shard, s.slice): states.load(record.store.path(s.key)) for s in record.graph()}
+    loaded = {(s.shard, s.slice): record.store.load(s.key)[0] for s in record.graph()}
     record.close()
     return loaded
 
