@@ -87,7 +87,7 @@ def in_stage_folders(trainer: Trainer, record: Record | None, horizon: Horizon) 
         The stage's folders, which nobody has registered or made yet.
     """
     callbacks = checkpoint_callbacks(trainer)
-    bases = {callback.dirpath for callback in callbacks}
+    bases = dict.fromkeys(callback.dirpath for callback in callbacks)  # in order: every process asks alike
     folders = {base: _stage_folder(trainer, record, Path(base).absolute(), horizon) for base in bases}
     with ExitStack() as stack:
         for callback in callbacks:
@@ -115,7 +115,7 @@ def _stage_folder(trainer: Trainer, record: Record | None, base: Path, horizon: 
         if owner == horizon.key or (owner is None and not entries(folder)):
             break
     folder = trainer.strategy.broadcast(folder)
-    if trainer.is_global_zero:
+    if owner is not None and trainer.is_global_zero:
         erase(folder)
     return folder
 

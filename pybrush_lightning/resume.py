@@ -68,8 +68,8 @@ def _check_own(record: Record | None, path: str) -> None:
     if record is None or not place.exists() or str(place) not in stages:
         raise UnsupportedError(
             f"fit(ckpt_path={path!r}) is no checkpoint of a stage that this record holds, and would make a model that "
-            "has seen the data the start of every shard. Leave it out: an interrupted SISA fit goes on from its "
-            "record when the script is run again."
+            "has seen the data the start of every shard. Leave it out, and move away an hpc_ckpt_*.ckpt that a cluster "
+            "finds by itself: an interrupted SISA fit goes on from its record when the script is run again."
         )
     _log.info("%s is a checkpoint of %s: training goes on from the record, the file is not read", path, record.folder)
 

@@ -175,6 +175,26 @@ def test_a_file_of_a_stage_that_was_forgotten_is_refused_also_where_somebody_put
     refused(trainer, Path(gone[0]))
 
 
+def test_a_file_that_a_committed_request_has_yet_to_remove_is_refused(tmp_path, monkeypatch):
+    trainer, _ = fitted(NAME, tmp_path)
+    old = Path(trainer.checkpoint_callback.last_model_path)
+    record = Record.open(tmp_path / "record", KEY)
+    names = trainer.callbacks[0].naming.roster(Rows(), record.names).names
+    row = next(r for r in range(44) if record.samples().shards[record.samples().find(names[[r]])[0]] == 1)
+
+    def failing(*_):
+        raise ArithmeticError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pybrush.forget.collect", failing)
+        with pytest.raises(ArithmeticError):
+            trainer.unlearn(rows=[row])
+    assert old.exists()
+    refused(trainer, old)
+    trainer.fit(Net(), **data_for(CASES[NAME]))
+    assert not old.exists()
+
+
 def test_without_a_record_every_checkpoint_is_refused(tmp_path):
     (tmp_path / "last.ckpt").touch()
     refused(trainer_for(CASES[NAME], tmp_path), tmp_path / "last.ckpt")
