@@ -32,6 +32,7 @@ from pybrush_lightning.asked import Asked
 from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
+from pybrush_lightning.sample_ids import glimpse
 from pybrush_lightning.sisa import SISA, Members
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.supported import check_training
@@ -153,6 +154,7 @@ def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked,
     def run() -> _Served:
         validation = _private.validation_source(trainer)
         plan = _plan_of(_private.train_source(trainer).dataloader(), found[0])
+        ranks.check_same_rows(trainer, lambda: glimpse(sisa.naming, plan.dataset))
         learner = sisa.learner(trainer, given.module, plan, found[0].epochs, partial(loaders_of, validation))
 
         def work(leader: Learner) -> _Served:

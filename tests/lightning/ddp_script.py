@@ -119,8 +119,8 @@ class Story:
         self.trainer.save_checkpoint(self.folder / name)
 
     def seen(self):
-        """Note what training steps of this rank were given."""
-        self.facts["seen"] = list(ddp_models.SEEN)
+        """Note what training steps of this rank were given, and where each stage left its weights."""
+        self.facts["seen"], self.facts["ends"] = list(ddp_models.SEEN), list(ddp_models.ENDS)
 
 
 def main():

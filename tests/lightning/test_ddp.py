@@ -134,6 +134,12 @@ def test_the_weights_move_in_every_stage(told):
         assert all(not torch.equal(state[name], parent[name]) for name in state)
 
 
+def test_ranks_end_each_stage_with_the_same_weights(told):
+    _, ranks, _ = told
+    assert ranks[0]["ends"] == ranks[1]["ends"]
+    assert len(ranks[0]["ends"]) == 4 == len({str(end) for end in ranks[0]["ends"]})
+
+
 def test_ranks_train_on_halves_of_each_epoch_and_draw_other_numbers(told):
     _, ranks, _ = told
     rows = Rows()
@@ -375,6 +381,15 @@ def test_a_request_on_a_missing_record_is_refused_on_both_ranks(tmp_path):
     ask = {"name": "none", "ask": {"ids": NAMES}}
     for facts in launch(tmp_path, [["refused", "request", "unlearn_anew", ask], ["fit"], ["state", "state"]]):
         assert facts["request"][0] == "RecordError" and "fit with this SISA callback first" in facts["request"][1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rows", ["Split", "Fewer"])
+def test_other_rows_on_another_rank_are_refused_on_both_before_anything_is_made(rows, tmp_path):
+    sisa = {"ids": "content"} if rows == "Split" else {}
+    for facts in launch(tmp_path, [["refused", "fit", "fit"]], rows=rows, sisa=sisa):
+        assert facts["fit"][0] == "ConfigurationError" and "rank 1 holds other training rows" in facts["fit"][1]
+    assert not (tmp_path / "record").exists()
 
 
 # Refusals
