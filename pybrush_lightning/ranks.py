@@ -70,6 +70,23 @@ def agreed(trainer: Trainer, function: Callable[[], T]) -> T:
     return value
 
 
+def check_same_rows(trainer: Trainer, digest: Callable[[], str]) -> None:
+    """Refuse training data that is not the same on every rank: rank 0 says by position what each trains on.
+
+    Raises:
+        ConfigurationError: on every rank.
+    """
+    if not _is_connected(trainer):
+        return
+    found = _gather(agreed(trainer, digest))
+    others = [rank for rank, value in enumerate(found) if value != found[0]]
+    if others:
+        raise errors.ConfigurationError(
+            f"rank {others[0]} holds other training rows than rank 0, or in another order ({len(others)} of "
+            f"{len(found)} ranks differ). First suspect an unseeded random_split: give it a seeded generator."
+        )
+
+
 def together(trainer: Trainer, learner: LightningLearner, work: Callable[[Any], T]) -> T:
     """Let rank 0 do what needs the record while the other ranks follow; call it on all of them, inside a fit.
 

@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from pybrush.content import encode
 from pybrush.errors import ConfigurationError, ContentError, IdError
+from pybrush.hashing import chained
 from pybrush.names import Namer
 from pybrush.request import Roster
 from pybrush_lightning.randomness import kept_randomness, seed_all
@@ -81,6 +82,20 @@ class Naming:
         if isinstance(self.ids, str) and self.ids == "position":
             return list(range(len(dataset)))
         return _column(self.ids, dataset)
+
+
+def glimpse(naming: Naming, dataset: Any) -> str:
+    """Return a digest by which processes see whether they hold the same rows: length, ids, and some samples.
+
+    Another split or order shows in any of these. No secret is in it, so it is compared in memory and kept nowhere.
+    """
+    length = len(dataset)
+    ids = b"" if naming.kind != "ids" else Namer(bytes(32)).samples(naming.ids_of(dataset)).tobytes()
+    read = naming.reader(dataset) if naming.content == "digest" else lambda _: b""
+    with kept_randomness():
+        seed_all(0)  # augmentation is refused elsewhere, by its name
+        samples = [read(position) for position in _spread(length)]
+    return chained("pybrush-meaning", str(length).encode(), ids, *samples).hex()
 
 
 def forget_dataset(forget: Any) -> Any:
@@ -165,13 +180,19 @@ def _people(entry: Any) -> tuple[Any, ...]:
     return tuple(entry) if isinstance(entry, (list, tuple)) else (entry,)
 
 
+def _spread(length: int) -> list[int]:
+    """Return some positions, evenly apart."""
+    places: list[int] = np.unique(np.linspace(0, length - 1, min(_READINGS, length)).round().astype(int)).tolist()
+    return places
+
+
 def _check_stable(read: Callable[[int], bytes], length: int) -> None:
     """Read some samples twice under different random states; refuse a data set that changes.
 
     Raises:
         ContentError: naming what to pass instead.
     """
-    positions = np.unique(np.linspace(0, length - 1, min(_READINGS, length)).round().astype(int)).tolist()
+    positions = _spread(length)
     with kept_randomness():
         seed_all(1)
         first = [read(p) for p in positions]

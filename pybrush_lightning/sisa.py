@@ -33,7 +33,7 @@ from pybrush_lightning.fingerprint import check_processes, datasets_of
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits, say_rows_are_recorded
 from pybrush_lightning.randomness import kept_randomness
-from pybrush_lightning.sample_ids import IdSource, Naming
+from pybrush_lightning.sample_ids import IdSource, Naming, glimpse
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.stage_loop import validation_kept_apart
 from pybrush_lightning.state import check_data_apart
@@ -342,6 +342,7 @@ class SISA(_private.CallbackBase):
         validation = _private.validation_source(trainer)
         learner = self.learner(trainer, module, plan, limits, partial(loaders_of, validation))
         check_data_apart(trainer, module, datasets_of(plan.dataset))
+        ranks.check_same_rows(trainer, lambda: glimpse(self.naming, plan.dataset))
         before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
         wish = self.wish(limits.epochs, plan)

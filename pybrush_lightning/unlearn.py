@@ -35,6 +35,7 @@ from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits, limits_restored
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.resume import look_in_stages
+from pybrush_lightning.sample_ids import glimpse
 from pybrush_lightning.sisa import SISA, Members
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.supported import check_training
@@ -159,6 +160,7 @@ def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked,
     def run() -> _Served:
         validation, (recorded, limits) = _private.validation_source(trainer), found[0]
         plan = _plan_of(_private.train_source(trainer).dataloader(), recorded)
+        ranks.check_same_rows(trainer, lambda: glimpse(sisa.naming, plan.dataset))
         learner = sisa.learner(trainer, given.module, plan, limits, partial(loaders_of, validation))
 
         def work(leader: Learner) -> _Served:

@@ -26,8 +26,26 @@ def callbacks(names, folder):
     return [kinds[name]() for name in names]
 
 
+class Fewer(Rows):
+    """A row less on other ranks than the first."""
+
+    def __init__(self, gone=()):
+        super().__init__(gone=(*gone, 7) if int(os.environ.get("LOCAL_RANK", 0)) else gone)
+
+
+ENDS = []
+"""What the weights sum to on this rank at the end of each stage, before any rank is told another's."""
+
+
+class Split(Rows):
+    """Rows in an order of each rank's own, as an unseeded random_split would leave them."""
+
+    def __getitem__(self, row):
+        return super().__getitem__((row + int(os.environ.get("LOCAL_RANK", 0))) % len(self))
+
+
 class Watched(Net):
-    """Validates; notes on each rank which rows it was given and what it drew, and falls where FALLS says so.
+    """Draws its rate, validates, notes on each rank which rows it was given and what it drew, and falls where told.
 
     FALLS names a rank and an epoch, such as "1:2".
     """
@@ -38,6 +56,12 @@ class Watched(Net):
             raise RuntimeError("this batch cannot be trained on")
         SEEN.append([epoch, batch[0][:, 0].tolist(), float(torch.rand(()))])
         return super().training_step(batch, index)
+
+    def on_train_end(self):
+        ENDS.append([float(parameter.detach().double().sum()) for parameter in self.parameters()])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1 + 0.01 * float(torch.rand(())), momentum=0.9)
 
     def validation_step(self, batch, index):
         x, y = batch

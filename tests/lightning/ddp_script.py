@@ -10,6 +10,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning
 import pytorch_lightning
@@ -99,6 +100,15 @@ class Story:
         except (PyBrushError, RuntimeError) as error:
             self.facts[label] = [type(error).__name__, str(error)]
 
+    def falls(self, where):
+        """Let training steps raise where FALLS says so (see Watched), or nowhere."""
+        os.environ["FALLS"] = where
+
+    def collecting_fails(self, name, ask):
+        """Note how a request ends whose erasure fails on rank 0, after its commit."""
+        with patch("pybrush.forget.collect", side_effect=RuntimeError("the disk is gone")):
+            self.refused(name, "unlearn", name=name, ask=ask)
+
     def state(self, name):
         """Note every tensor that the module holds, and where the trainer stands."""
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
@@ -119,8 +129,8 @@ class Story:
         self.trainer.save_checkpoint(self.folder / name)
 
     def seen(self):
-        """Note what training steps of this rank were given."""
-        self.facts["seen"] = list(ddp_models.SEEN)
+        """Note what training steps of this rank were given, and where each stage left its weights."""
+        self.facts["seen"], self.facts["ends"] = list(ddp_models.SEEN), list(ddp_models.ENDS)
 
 
 def main():

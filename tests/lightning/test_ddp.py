@@ -134,6 +134,12 @@ def test_the_weights_move_in_every_stage(told):
         assert all(not torch.equal(state[name], parent[name]) for name in state)
 
 
+def test_ranks_end_each_stage_with_the_same_weights(told):
+    _, ranks, _ = told
+    assert ranks[0]["ends"] == ranks[1]["ends"]
+    assert len(ranks[0]["ends"]) == 4 == len({str(end) for end in ranks[0]["ends"]})
+
+
 def test_ranks_train_on_halves_of_each_epoch_and_draw_other_numbers(told):
     _, ranks, _ = told
     rows = Rows()
@@ -351,6 +357,31 @@ def test_a_record_survives_a_rank_that_falls_and_is_finished_by_the_next_launch(
 
 
 @pytest.mark.long
+def test_a_request_that_fails_goes_back_on_both_ranks_before_its_commit_and_forward_after_it(told, tmp_path):
+    folder, _, _ = told
+    ask = {"ask": {"ids": NAMES}}
+    steps = [
+        ["fit"], ["state", "before"],
+        ["falls", "all:1"], ["refused", "early", "unlearn", {"name": "none", **ask}], ["falls", ""], ["state", "back"],
+        ["collecting_fails", "late", ask], ["state", "committed"], ["save", "own.ckpt"], ["unlearn", "request", ask],
+    ]  # fmt: skip
+    settings = {"module": "Watched", "callbacks": ["checkpoint"], "trainer": {"enable_checkpointing": True}}
+    ranks = launch(tmp_path, steps, initial=folder / "initial.pt", validation=True, **settings)
+    record = Record.open(tmp_path / "record", KEY)
+    held = record.constituents()
+    stored = record.store.load(held[max(held)])[0]["module"]
+    for facts in ranks:
+        assert "this batch cannot be trained on" in facts["early"][1]
+        assert same(facts["back"], facts["before"]) and not same(facts["committed"], facts["before"])
+        assert same(facts["committed"], {**stored["parameters"], **stored["buffers"]})
+    assert [facts["late"][0] for facts in ranks] == ["RuntimeError", "TrainingError"]
+    assert "rank 0 failed with RuntimeError: the disk is gone" in ranks[1]["late"][1]
+    assert [info.number for info in record.requests] == [1]
+    assert_same_record(folder, tmp_path)
+    assert record.artefacts()[str(tmp_path / "own.ckpt")] == held[max(held)]
+
+
+@pytest.mark.long
 def test_what_fails_on_rank_0_alone_is_raised_on_both_and_the_record_goes_on(tmp_path):
     steps = [["refused", "fit", "fit"], ["state", "state"]]
     ranks = launch(tmp_path, steps, module="Counting")
@@ -375,6 +406,15 @@ def test_a_request_on_a_missing_record_is_refused_on_both_ranks(tmp_path):
     ask = {"name": "none", "ask": {"ids": NAMES}}
     for facts in launch(tmp_path, [["refused", "request", "unlearn_anew", ask], ["fit"], ["state", "state"]]):
         assert facts["request"][0] == "RecordError" and "fit with this SISA callback first" in facts["request"][1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rows", ["Split", "Fewer"])
+def test_other_rows_on_another_rank_are_refused_on_both_before_anything_is_made(rows, tmp_path):
+    sisa = {"ids": "content"} if rows == "Split" else {}
+    for facts in launch(tmp_path, [["refused", "fit", "fit"]], rows=rows, sisa=sisa):
+        assert facts["fit"][0] == "ConfigurationError" and "rank 1 holds other training rows" in facts["fit"][1]
+    assert not (tmp_path / "record").exists()
 
 
 # Refusals

@@ -126,6 +126,43 @@ def test_optimizers_can_be_set_up_anew(fitted):
     _private.connect_optimization(trainer, *before)
 
 
+def test_settings_of_ddp_are_read_from_the_strategy():
+    for package, _ in PACKAGES.values():
+        trainer = package.Trainer(strategy="ddp_find_unused_parameters_true", devices=2, **QUIET)
+        assert _private.is_ddp(trainer) and _private.ddp_settings(trainer) == {"find_unused_parameters": True}
+        assert _private.ddp_extras(trainer) == [] and not _private.spawns(trainer)
+        synced = package.Trainer(strategy="ddp_spawn", devices=2, sync_batchnorm=True, **QUIET)
+        assert _private.spawns(synced) and _private.ddp_extras(synced) == ["sync_batchnorm"]
+        plain = package.Trainer(**QUIET)
+        assert not _private.is_ddp(plain) and not _private.spawns(plain)
+
+
+def test_ddp_wraps_the_module_in_a_method_that_can_be_called_again(fitted):
+    strategies = importlib.import_module(f"{type(fitted[0]).__module__.split('.trainer')[0]}.strategies")
+    assert list(inspect.signature(strategies.DDPStrategy.configure_ddp).parameters) == ["self"]
+    assert "_setup_model" in inspect.getsource(strategies.DDPStrategy.configure_ddp)
+
+
+def test_loaders_can_keep_their_samplers_on_every_rank(fitted):
+    connector = fitted[0]._accelerator_connector
+    assert connector.use_distributed_sampler
+    with _private.samplers_kept(fitted[0]):
+        assert not connector.use_distributed_sampler
+    assert connector.use_distributed_sampler
+    assert "use_distributed_sampler" in inspect.getsource(fitted[0]._data_connector._requires_distributed_sampler)
+
+
+def test_what_spawned_processes_leave_is_announced_once_and_only_after_a_fit(fitted):
+    name = f"{type(fitted[0]).__module__.split('.trainer')[0]}.strategies.launchers"
+    launcher = importlib.import_module(name)._MultiProcessingLauncher
+    recover = launcher._recover_results_in_main_process
+    assert recover.tells_sisa
+    original = inspect.signature(recover).parameters["original"].default
+    assert list(inspect.signature(original).parameters) == ["self", "worker_output", "trainer"]
+    _private.wrap_recovery(print)
+    assert launcher._recover_results_in_main_process is recover
+
+
 def test_a_module_is_attached_and_detached_with_its_parts(fitted):
     trainer, module = fitted
     other = type(module)()
