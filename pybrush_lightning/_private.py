@@ -85,6 +85,21 @@ def connected_module(trainer: Trainer) -> LightningModule | None:
     return module
 
 
+def uncompile(module: torch.nn.Module) -> None:
+    """Give a copy of a module that torch.compile wrapped its own methods back: the compiled ones run the original."""
+    if vars(module).get("_compiler_ctx") is not None:
+        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            vars(module).pop(name, None)
+        vars(module)["_compiler_ctx"] = None
+
+
+def let_trace(module: torch.nn.Module) -> None:
+    """Let torch.jit.trace read every attribute of a module without a trainer: `trainer` is None, not an error."""
+    for part in module.modules():
+        if isinstance(part, module_classes()):
+            vars(part)["_jit_is_scripting"] = True  # what to_torchscript sets on the class
+
+
 def train_source(trainer: Trainer) -> Any:
     """Return the object from which the fit loop requests its loader."""
     return trainer.fit_loop._data_source

@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pybrush import forget
-from pybrush.errors import ConfigurationError, RecordError, TrainingError, UnsupportedError
+from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Horizon
 from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, evaluation
+from pybrush_lightning import _private, aggregate, checkpoints
+from pybrush_lightning.aggregate_step import AggregateStep, check_part
 from pybrush_lightning.around_fit import Before, Given, Mark, Meter, Optimization, given_to, loaders_of
+from pybrush_lightning.evaluation import Evaluation, held_shard
 from pybrush_lightning.fingerprint import datasets_of
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.randomness import kept_randomness
@@ -58,7 +60,9 @@ class SISA(_private.CallbackBase):
             lie in one shard and slice.
         aggregate: "mean" of probabilities or "vote".
         outputs: what the module returns: "logits", "log_probs", "probs" or "values".
-        aggregate_step: must be None: steps go through self(...).
+        aggregate_step: for evaluation steps that do not call self(...): the name of the submodule that they
+            call, or a function of (module, batch, batch_idx) that takes their place, in which module(...) is
+            the aggregate. `outputs` says what is called returns.
         key: the record's 32 secret bytes or a callable; None: made once and kept beside the record.
         seed: of the training's randomness, 0 <= seed < 2^32; None: that of seed_everything, else drawn.
         content: "digest" keeps keyed digests of samples, "off" none.
@@ -67,7 +71,7 @@ class SISA(_private.CallbackBase):
 
     Raises:
         ConfigurationError: for values that cannot work.
-        UnsupportedError: for `aggregate_step` and `rebuild_all`, which this version does not have.
+        UnsupportedError: for `rebuild_all`, which this version does not have.
     """
 
     def __init__(  # noqa: PLR0913 (one argument for each thing a user may decide)
@@ -80,7 +84,7 @@ class SISA(_private.CallbackBase):
         subjects: IdSource | None = None,
         aggregate: aggregate.How = "mean",
         outputs: aggregate.Space = "logits",
-        aggregate_step: Callable[..., Any] | None = None,
+        aggregate_step: AggregateStep = None,
         key: KeySource = None,
         seed: int | None = None,
         content: str = "digest",
@@ -88,10 +92,10 @@ class SISA(_private.CallbackBase):
         content_of: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
-        if aggregate_step is not None or rebuild_all:
+        if rebuild_all:
             raise UnsupportedError(
-                "aggregate_step= and rebuild_all= are not part of this version: call self(...) in evaluation steps, "
-                "and start a new record in another folder to train everything anew."
+                "rebuild_all= is not part of this version: start a new record in another folder to train everything "
+                "anew."
             )
         self.shards = None if shards is None else positive("shards", shards)
         self.slices = None if slices is None else positive("slices", slices)
@@ -106,7 +110,7 @@ class SISA(_private.CallbackBase):
         self._stack = ExitStack()
         self._connected: Optimization | None = None
         self._before: Before | None = None
-        self._calls: evaluation.Calls | None = None
+        self._evaluation = Evaluation(aggregate_step)
         self._meter: Meter | None = None
         self._mark: Mark | None = None
         self._warned = False
@@ -176,18 +180,30 @@ class SISA(_private.CallbackBase):
         """Answer with the aggregate."""
         self._answer(trainer, pl_module)
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look at the targets."""
+        self._evaluation.check_batch(batch)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look at the targets."""
+        self._evaluation.check_batch(batch)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
         if trainer.state.fn == "validate":
-            self._answered()
+            self._evaluation.end()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
-        self._answered()
+        self._evaluation.end()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
-        self._answered()
+        self._evaluation.end()
 
     # What the rest of PyBrush calls
 
@@ -294,6 +310,9 @@ class SISA(_private.CallbackBase):
         validation = _private.validation_source(trainer)
         learner = self.learner(trainer, module, plan, epochs, partial(loaders_of, validation))
         check_data_apart(trainer, module, datasets_of(plan.dataset))
+        check_part(module, self._evaluation.part)
+        if (self.shards or 1) > 1 and self.recorded() is None:
+            aggregate.check_first_target(plan.loader, self.space)
         before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
         fitted = forget.fit(
@@ -304,7 +323,7 @@ class SISA(_private.CallbackBase):
 
     def _close(self) -> None:
         self._stack.close()
-        self._calls = None
+        self._evaluation.close()
 
     def _warn_of_one(self, record: Record, path: str | Path) -> None:
         count = len(record.constituents())
@@ -330,20 +349,10 @@ class SISA(_private.CallbackBase):
         if record is None or len(record.constituents()) < 2 or _private.is_trial_run(trainer):
             return
         members = aggregate.constituents_of(record)
-        if evaluation.held_shard(module, members) is None:
+        if held_shard(module, members) is None:
             _log.warning("the module holds none of the constituents of %s; it is evaluated as it is", self.record)
             return
-        self._calls = self._stack.enter_context(evaluation.answering(module, members, *self._answers_as(record)))
-
-    def _answered(self) -> None:
-        calls = self._calls
-        self._close()
-        if calls is not None and calls.count == 0:
-            raise TrainingError(
-                "no evaluation step called self(...), so nothing was answered by the aggregate. Call self(batch) in "
-                "the step, or evaluate record.aggregate(module) in a loop of your own (aggregate_step= is not part of "
-                "this version)."
-            )
+        self._evaluation.begin(module, members, *self._answers_as(record))
 
     def _check_best(self, trainer: Trainer, path: str) -> None:
         """Refuse to evaluate the best epoch of one shard as if it were the model."""
