@@ -49,10 +49,10 @@ class Evaluation:
 
     def begin(self, module: nn.Module, constituents: dict[int, Constituent], space: Space, how: How) -> None:
         """Let a module that holds one of the constituents answer with all of them."""
-        self._space = space
         self._calls = self._stack.enter_context(answering(module, constituents, space, how, self.part))
         if self._step is not None:
             self._stack.enter_context(steps_replaced(module, self._step))
+        self._space = space
 
     def check_batch(self, batch: Any) -> None:
         """Refuse targets that the declared space cannot mean, while the aggregate answers."""
@@ -128,8 +128,8 @@ def answering(
     with ExitStack() as stack:
         for name, submodule in module.named_modules():
             if submodule is not target and not _leads_to(name, part) and _any_below(name, different):
-                handle = submodule.register_forward_pre_hook(_guard(name, part, calls))
-                stack.callback(handle.remove)
+                guarded = _guarded(submodule.forward, name, part, calls)
+                stack.enter_context(instance_attribute(submodule, "forward", guarded))
         stack.enter_context(instance_attribute(target, "forward", forward))
         yield calls
 
@@ -226,13 +226,16 @@ def _check_beside(module: nn.Module, part: str, different: set[str]) -> None:
         )
 
 
-def _guard(name: str, part: str, calls: Calls) -> Any:
+def _guarded(own: Any, name: str, part: str, calls: Calls) -> Any:
+    """Return a submodule's forward that runs inside of a constituent alone."""
     where = f"calls {name}, which lies outside of aggregate_step={part!r}," if part else f"calls {name} directly,"
 
-    def check(*_: Any) -> None:
-        if not calls.inside:
-            raise UnsupportedError(
-                f"an evaluation step {where} so it would see one constituent instead of the aggregate. {_WAYS}"
-            )
+    # In place of forward and not a hook: hooks switch off the fast paths of torch's own layers.
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if calls.inside:
+            return own(*args, **kwargs)
+        raise UnsupportedError(
+            f"an evaluation step {where} so it would see one constituent instead of the aggregate. {_WAYS}"
+        )
 
-    return check
+    return forward
