@@ -78,7 +78,7 @@ def answer(outputs: list[Any], space: Space, how: How) -> Tensor:
     """
     tensors = [_one_tensor(output) for output in outputs]
     # A trace would keep the answers of its example; all constituents run the same code, so the first tells.
-    if not _is_traced():
+    if not (_is_traced() or tensors[0].is_meta):
         check_rows(tensors[0], space)
     return combine(tensors, space, how)
 
@@ -202,6 +202,10 @@ def _filled(module: nn.Module, constituent: Constituent) -> nn.Module:
     """Return a copy of a module that is one constituent, on the CPU; Lightning's modules leave their trainer behind."""
     member = copy.deepcopy(module).cpu()
     _private.uncompile(member)
+    if "forward" in vars(member) and getattr(member.forward, "__self__", None) is not member:
+        raise ConfigurationError(
+            "forward was set on the module itself, and that of a copy would run the original. Define it in the class."
+        )
     own, stored = tensors_of(member), constituent.tensors
     if own.keys() != stored.keys() or any(own[name].shape != stored[name].shape for name in own):
         raise ConfigurationError(
