@@ -1,6 +1,7 @@
 """One canary for each private name of Lightning that PyBrush uses: it fails where a new version changed it."""
 
 import copy
+import importlib
 import inspect
 
 import lightning
@@ -135,6 +136,27 @@ def test_internal_attributes_are_those_of_a_bare_module(fitted):
     assert vars(type(module)()).keys() - _private.INTERNAL_ATTRIBUTES == {"optimizer", "scheduler"}
     assert vars(module).keys() - _private.INTERNAL_ATTRIBUTES == {"optimizer", "scheduler"}
     assert {"_trainer", "_hparams", "_fabric", "_parameters", "training"} <= _private.INTERNAL_ATTRIBUTES
+
+
+def test_a_copy_of_a_compiled_module_is_its_own_again(fitted):
+    _, module = fitted
+    package = importlib.import_module(f"{type(fitted[0]).__module__.split('.trainer')[0]}.utilities.compile")
+    compiled = package.from_compiled(torch.compile(copy.deepcopy(module), backend="eager"))
+    assert vars(compiled)["_compiler_ctx"].keys() >= {"original_forward", "original_test_step"}
+    copied = copy.deepcopy(compiled)
+    _private.uncompile(copied)
+    assert "_compiler_ctx" not in vars(copied) or copied._compiler_ctx is None
+    assert not {"forward", "training_step", "validation_step", "test_step", "predict_step"} & vars(copied).keys()
+    assert copied.forward.__self__ is copied and "forward" in vars(compiled)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+def test_a_module_without_a_trainer_can_be_traced(fitted):
+    holder = torch.nn.Sequential(copy.deepcopy(fitted[1]).eval())
+    with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):
+        torch.jit.trace(holder, torch.zeros(2, 6))
+    _private.let_trace(holder)
+    assert torch.equal(torch.jit.trace(holder, torch.zeros(2, 6))(torch.ones(2, 6)), holder(torch.ones(2, 6)))
 
 
 def test_a_time_limit_is_seen(fitted):
