@@ -2,11 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/aggregate.py
 
-One row for each model, number of constituents and batch size. `deployed` is `record.aggregate(module)`, `trainer`
-is the module while a trainer's evaluation answers with the aggregate, and `vmap` is one batched pass by
-torch.func over stacked constituents, which PyBrush does not use: the table says why. Every figure is
-the median of ratios of two timings taken one after the other; ratios of 1.00 mean: as fast as calling the
-constituents one by one in a plain loop costs per pass.
+One row for each model, number of constituents S and batch size. `single` is one pass of one constituent, in
+milliseconds; the other columns are ratios to S of them: `deployed` is `record.aggregate(module)`, `trainer` is the
+module while a trainer's evaluation answers with the aggregate, and `vmap` is one batched pass by torch.func
+over stacked constituents, which PyBrush does not use: the table says why.
+
+A ratio is the median over pairs of timings taken one right after the other, in processor time of one thread, so
+that other work on the machine takes from both.
 """
 
 import copy
@@ -56,14 +58,21 @@ def batched(modules: list[nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda inputs: combine(list(all_of_them(parameters, buffers, inputs)), "logits", "mean")
 
 
+def seconds(pass_once: Callable[[], object]) -> float:
+    start = time.thread_time()
+    for _ in range(PAIRS):
+        pass_once()
+    return (time.thread_time() - start) / PAIRS
+
+
 def ratio(ours: Callable[[], object], singles: Callable[[], object]) -> float:
     found = []
     for _ in range(PAIRS):
-        first = time.thread_time()
+        start = time.thread_time()
         singles()
         between = time.thread_time()
         ours()
-        found.append((time.thread_time() - between) / (between - first))
+        found.append((time.thread_time() - between) / (between - start))
     return statistics.median(found[1:])
 
 
@@ -83,17 +92,14 @@ def measured(name: str, count: int, batch: int) -> str:
         with answering(module, held, "logits", "mean"):
             torch.testing.assert_close(module(inputs), deployed(inputs))
             third = ratio(lambda: module(inputs), singles)
-        start = time.thread_time()
-        for _ in range(PAIRS):
-            modules[0](inputs)
-        single = (time.thread_time() - start) / PAIRS * 1e3
-    return f"{name:9} {count:12} {batch:6} {single:10.3f} {first:9.2f} {third:8.2f} {second:6.2f}"
+        single = seconds(lambda: modules[0](inputs)) * 1e3
+    return f"{name:9} {count:2} {batch:6} {single:10.3f} {first:9.2f} {third:8.2f} {second:6.2f}"
 
 
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    print("model     constituents  batch  single/ms  deployed  trainer   vmap")
+    print("model      S  batch  single/ms  deployed  trainer   vmap")
     for name in SHAPES:
         for count in (3, 8):
             for batch in (1, 8, 32, 128, 512):

@@ -55,6 +55,8 @@ def test_logits_log_probabilities_and_probabilities_agree_with_the_plain_mean(se
 def test_a_vote_counts_and_its_ties_go_to_the_lowest_class(seed, members, classes):
     logits = torch.randn(members, 3, classes, generator=torch.Generator().manual_seed(seed))
     voted = combine(list(logits), "logits", "vote")
+    plain = torch.from_numpy(plain_aggregate(logits.double().softmax(-1).numpy(), "vote"))
+    torch.testing.assert_close(combine(list(logits.double()), "logits", "vote").exp(), plain, rtol=1e-12, atol=0)
     for row in range(3):
         votes = [int(max(range(classes), key=lambda c: (float(logits[m, row, c]), -c))) for m in range(members)]
         expected = [math.log((votes.count(c) + 1 / classes) / (members + 1)) for c in range(classes)]
