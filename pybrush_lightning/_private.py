@@ -127,6 +127,13 @@ def connected_module(trainer: Trainer) -> LightningModule | None:
     return module
 
 
+def let_trace(module: torch.nn.Module) -> None:
+    """Let torch.jit.trace read every attribute of a module without a trainer: `trainer` is None, not an error."""
+    for part in module.modules():
+        if isinstance(part, module_classes()):
+            vars(part)["_jit_is_scripting"] = True  # what to_torchscript sets on the class
+
+
 def train_source(trainer: Trainer) -> Any:
     """Return the object from which the fit loop requests its loader."""
     return trainer.fit_loop._data_source

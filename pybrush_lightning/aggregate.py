@@ -12,16 +12,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
 
 from pybrush.errors import ConfigurationError
 from pybrush.record import Record
+from pybrush_lightning import _private
 from pybrush_lightning.attributes import Attributes, known_parts, write_attributes
 from pybrush_lightning.compiled import copied
-from pybrush_lightning.state import fill
 
 Space = Literal["logits", "log_probs", "probs", "values"]
 How = Literal["mean", "vote"]
-SPACES = ("logits", "log_probs", "probs", "values")
+
+_CHOICES = "Declare what the module returns: SISA(outputs='logits', 'log_probs', 'probs' or 'values')."
 
 
 @dataclass(frozen=True)
@@ -50,54 +52,117 @@ def combine(outputs: list[Tensor], space: Space, how: How) -> Tensor:
         how: mean or vote.
     """
     own = outputs[0].dtype
-    # Half precision would round each of the three steps.
-    stack = torch.stack(outputs).to(torch.promote_types(own, torch.float32))
-    return _combined(stack, space, how).to(own)
-
-
-def _combined(stack: Tensor, space: Space, how: How) -> Tensor:
-    """Return the aggregate over the first axis."""
-    if space == "values":
-        return stack.mean(dim=0)
+    # Half precision would round each of the steps.
+    exact = [output.to(torch.promote_types(own, torch.float32)) for output in outputs]
+    if space == "values" or (space == "probs" and how == "mean"):
+        return torch.stack(exact).mean(dim=0).to(own)
     if how == "vote":
-        classes, count = stack.shape[-1], len(stack)
-        votes = nn.functional.one_hot(stack.argmax(dim=-1), classes).sum(dim=0).to(stack.dtype)
-        share = (votes + 1 / classes) / (count + 1)
-        return share if space == "probs" else share.log()
-    if space == "probs":
-        return stack.mean(dim=0)
-    return torch.logsumexp(stack.log_softmax(dim=-1), dim=0) - math.log(len(stack))
+        share = _shares(torch.stack(exact))
+        return (share if space == "probs" else share.log()).to(own)
+    total = exact[0].log_softmax(dim=-1)
+    for output in exact[1:]:  # one by one, which takes half the time of logsumexp over all
+        total = torch.logaddexp(total, output.log_softmax(dim=-1))
+    return (total - math.log(len(exact))).to(own)
 
 
-def check_output(output: Any, space: Space) -> Tensor:
+def _shares(stack: Tensor) -> Tensor:
+    """Return the smoothed share of votes of each class, over the first axis."""
+    count, classes = stack.shape[0], stack.shape[-1]
+    # Compared with each class and not one_hot, which cannot be exported.
+    chosen = stack.argmax(dim=-1, keepdim=True) == torch.arange(classes, device=stack.device)
+    return (chosen.sum(dim=0).to(stack.dtype) + 1 / classes) / (count + 1)
+
+
+def answer(outputs: list[Any], space: Space, how: How) -> Tensor:
+    """Return the aggregate of what the constituents returned, where the declared space can mean it.
+
+    Raises:
+        ConfigurationError: naming the four spaces.
+    """
+    tensors = [_one_tensor(output) for output in outputs]
+    # A trace would keep the answers of its example; all constituents run the same code, so the first tells.
+    if not (_is_traced() or tensors[0].is_meta):
+        check_rows(tensors[0], space)
+    return combine(tensors, space, how)
+
+
+def check_rows(output: Tensor, space: Space) -> None:
     """Refuse outputs that the declared space cannot mean.
 
     Raises:
         ConfigurationError: naming the four spaces.
     """
-    choices = "Declare what the module returns: outputs='logits', 'log_probs', 'probs' or 'values'."
-    if not isinstance(output, Tensor):
-        raise ConfigurationError(
-            f"the aggregate needs one tensor; the module returned {type(output).__name__}. {choices}"
-        )
-    if space == "values":
-        return output
+    if space == "values" or output.numel() == 0:
+        return
     if output.ndim < 2 or output.shape[-1] == 1:
         raise ConfigurationError(
-            f"outputs={space!r} needs classes on the last axis; got {tuple(output.shape)}. {choices}"
+            f"outputs={space!r} needs classes on the last axis; got {tuple(output.shape)}. {_CHOICES}"
         )
-    sums_to_one = bool((output >= 0).all()) and torch.allclose(
-        output.sum(-1), torch.ones_like(output.sum(-1)), atol=1e-4
-    )
-    if space != "probs" and sums_to_one:
-        raise ConfigurationError(f"outputs={space!r}, and every row is a probability vector already. {choices}")
-    if space == "probs" and not sums_to_one:
-        raise ConfigurationError(f"outputs='probs', and rows do not sum to 1. {choices}")
+    if not output.is_floating_point():
+        raise ConfigurationError(f"outputs={space!r} needs floating numbers; got {output.dtype}. {_CHOICES}")
+    if space == "probs" and not _sum_to_one(output):
+        raise ConfigurationError(f"outputs='probs', and rows do not sum to 1. {_CHOICES}")
+    if space != "probs" and _sum_to_one(output):
+        raise ConfigurationError(f"outputs={space!r}, and every row is a probability vector already. {_CHOICES}")
+
+
+def check_target(batch: Any, space: Space) -> None:
+    """Refuse a batch whose targets are no classes, where the module is said to return classes.
+
+    Targets are seen where the batch is a pair. Rows of probabilities are classes too.
+
+    Raises:
+        ConfigurationError: naming the four spaces.
+    """
+    if space == "values" or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return
+    target = batch[1]
+    if isinstance(target, Tensor) and target.is_floating_point() and not (target.ndim > 1 and _sum_to_one(target)):
+        raise ConfigurationError(
+            f"outputs={space!r} are classes, and the target is floating: {target.dtype}, shape "
+            f"{tuple(target.shape)}. {_CHOICES}"
+        )
+
+
+def check_first_target(loader: DataLoader[Any], space: Space) -> None:
+    """Refuse floating targets before a record says that the module returns classes.
+
+    Only torch's own collation is tried out on a row: another one may count or draw.
+
+    Raises:
+        ConfigurationError: naming the four spaces.
+    """
+    if loader.collate_fn is default_collate:
+        row = loader.dataset[0]
+        if isinstance(row, (tuple, list)) and len(row) == 2:
+            check_target(default_collate([row]), space)
+
+
+def _is_traced() -> bool:
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch has not typed it
+    return tracing or torch.compiler.is_compiling()
+
+
+def _one_tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ConfigurationError(
+            f"the aggregate needs one tensor; the module returned {type(output).__name__}. {_CHOICES}"
+        )
     return output
 
 
+def _sum_to_one(output: Tensor) -> bool:
+    """Whether every row is a probability vector, within the rounding of its type."""
+    if not bool((output >= 0).all()):
+        return False
+    tolerance = max(1e-4, torch.finfo(output.dtype).eps)
+    sums = output.sum(-1, dtype=torch.promote_types(output.dtype, torch.float32))
+    return bool(((sums - 1).abs() <= tolerance).all())
+
+
+@torch.inference_mode(False)
 def constituents_of(record: Record) -> dict[int, Constituent]:
-    """Return each constituent of a record, by shard."""
+    """Return each constituent of a record, by shard; inside of an evaluation loop, too, as tensors for any use."""
     found = {}
     for shard, key in sorted(record.constituents().items()):
         module = record.store.load(key)[0]["module"]
@@ -114,6 +179,9 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 class AggregateModule(nn.Module):
     """All constituents as one module: what a SISA record deploys.
 
+    It answers as `module(...)` does, whatever a trainer's evaluation steps call. It can be copied, traced, exported
+    and moved; where it is traced, outputs are not checked against the declared space.
+
     Args:
         module: the user's module; it is copied for each constituent.
         constituents: by shard.
@@ -121,6 +189,7 @@ class AggregateModule(nn.Module):
         how: mean or vote.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, module: nn.Module, constituents: dict[int, Constituent], space: Space, how: How) -> None:
         super().__init__()
         self.space, self.how = space, how
@@ -129,21 +198,25 @@ class AggregateModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the aggregate of the constituents' outputs for a batch."""
-        return combine([check_output(m(*args, **kwargs), self.space) for m in self.members], self.space, self.how)
+        return answer([member(*args, **kwargs) for member in self.members], self.space, self.how)
 
 
 def _filled(module: nn.Module, constituent: Constituent) -> nn.Module:
     """Return a copy of a module that is one constituent, on the CPU; Lightning's modules leave their trainer behind."""
     member = copied(module).cpu()
+    if "forward" in vars(member) and getattr(member.forward, "__self__", None) is not member:
+        raise ConfigurationError(
+            "forward was set on the module itself, and that of a copy would run the original. Define it in the class."
+        )
     own, stored = tensors_of(member), constituent.tensors
     if own.keys() != stored.keys() or any(own[name].shape != stored[name].shape for name in own):
         raise ConfigurationError(
             "the module has other parameters or buffers than the record; build it as it was trained."
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            fill(tensor, stored[name])
+    for name, tensor in own.items():
+        tensor.data = stored[name].clone()  # not copy_: a trainer's precision may have made the stored type
     known = known_parts(member)
     for name, part in member.named_modules():
         write_attributes(part, constituent.attributes.get(name, {}), known)
+    _private.let_trace(member)
     return member

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import pickle  # digests of attributes are compared in memory; nothing pickled is kept or loaded
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,20 @@ def placed_like(value: Any, present: Any) -> Any:
         return copy.deepcopy(value)
     placed: Any = apply_to_collection(copy.deepcopy(value), torch.Tensor, lambda tensor: tensor.to(device))
     return placed
+
+
+def pointed_elsewhere(owner: Any, replaced: Mapping[int, torch.Tensor]) -> Attributes:
+    """Return the attributes that refer to tensors which are replaced elsewhere, with the new ones in their place.
+
+    Args:
+        owner: a submodule, for example one with `self.kernels = [self.first.weight, self.second.weight]`.
+        replaced: the new tensors by the identity of the old ones.
+    """
+    return {
+        name: apply_to_collection(value, torch.Tensor, lambda tensor: replaced.get(id(tensor), tensor))
+        for name, value in vars(owner).items()
+        if name not in _private.INTERNAL_ATTRIBUTES and any(id(t) in replaced for t in _tensors_in(value))
+    }
 
 
 def opaque_digests(owners: Iterable[tuple[str, Any]], known: Known) -> dict[str, str]:
@@ -145,6 +159,15 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    try:
+        return [tensor for item in _inside(value) for tensor in _tensors_in(item)]
+    except RecursionError:  # a container that holds itself
+        return []
 
 
 def _is_plain(value: Any) -> bool:

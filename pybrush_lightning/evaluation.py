@@ -1,25 +1,35 @@
 """How validate, test and predict are answered by the aggregate, through the user's own steps.
 
-While `answering` is on, `module(...)` runs every constituent and returns their aggregate; a step that calls
-a submodule around it would see one constituent, so that raises. Nothing is left on the module afterwards.
+While `answering` is on, one part of the module, most often the module itself, runs every constituent and returns
+their aggregate; a step that calls another part around it would see one constituent, so that raises. Nothing
+is left on the module afterwards. Guide: docs/pitfalls.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.func import functional_call
+from torch import Tensor, nn
 
-from pybrush.errors import UnsupportedError
+from pybrush.errors import TrainingError, UnsupportedError
 from pybrush.record import trees
-from pybrush_lightning.aggregate import Constituent, How, Space, check_output, combine, tensors_of
-from pybrush_lightning.attributes import Attributes, known_parts, placed_like, plain_attributes
+from pybrush_lightning.aggregate import Constituent, How, Space, answer, check_target, tensors_of
+from pybrush_lightning.aggregate_step import AggregateStep, check_part, forms, instance_attribute, steps_replaced
+from pybrush_lightning.attributes import Attributes, known_parts, placed_like, plain_attributes, pointed_elsewhere
 from pybrush_lightning.codec import content_bytes
 from pybrush_lightning.compiled import uncompiled
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+_WAYS = (
+    "Call self(...) in the step; or name the part that every step calls, SISA(aggregate_step='net'); or pass "
+    "SISA(aggregate_step=f), f(module, batch, batch_idx) that calls module(...); or evaluate "
+    "record.aggregate(module) in a loop of your own."
+)
 
 
 class Calls:
@@ -29,26 +39,84 @@ class Calls:
         self.count, self.inside = 0, False
 
 
+class Evaluation:
+    """One trainer's evaluation loops: begins and ends answering with the aggregate.
+
+    Args:
+        step: what evaluation steps call, see `AggregateStep`.
+    """
+
+    def __init__(self, step: AggregateStep) -> None:
+        self.part, self._step = forms(step)
+        self._stack, self._calls = ExitStack(), Calls()
+        self._space: Space | None = None
+
+    def begin(self, module: nn.Module, constituents: dict[int, Constituent], space: Space, how: How) -> None:
+        """Let a module that holds one of the constituents answer with all of them."""
+        self._calls = self._stack.enter_context(answering(module, constituents, space, how, self.part))
+        if self._step is not None:
+            self._stack.enter_context(steps_replaced(module, self._step))
+        self._space = space
+
+    def check_batch(self, batch: Any) -> None:
+        """Refuse targets that the declared space cannot mean, while the aggregate answers."""
+        if self._space is not None:
+            check_target(batch, self._space)
+
+    def end(self, trainer: Trainer) -> None:
+        """Stop answering at the end of a loop.
+
+        Raises:
+            TrainingError: where no step asked the aggregate, on any rank: one may have no batch where another has some.
+        """
+        begun, count = self._space is not None, self._calls.count
+        self.close()
+        if begun and not trainer.strategy.reduce_boolean_decision(count > 0, all=False):
+            called = f"self.{self.part}(...)" if self.part else "self(...)"
+            raise TrainingError(
+                f"no evaluation step called {called}, so nothing was answered by the aggregate. {_WAYS} They are "
+                "arguments of the trainer at hand; nothing needs to be trained again."
+            )
+
+    def close(self) -> None:
+        """Stop answering, also where a loop was interrupted."""
+        self._stack.close()
+        self._space = None
+
+
 def held_shard(module: nn.Module, constituents: dict[int, Constituent]) -> int | None:
     """Return the shard whose constituent equals a module's parameters and buffers bit for bit, or None."""
     own = tensors_of(module)
     for shard, constituent in constituents.items():
         stored = constituent.tensors
-        if own.keys() == stored.keys() and all(content_bytes(own[n]) == content_bytes(stored[n]) for n in own):
+        if own.keys() == stored.keys() and all(_same_bits(own[name], stored[name]) for name in own):
             return shard
     return None
 
 
 @contextmanager
-def answering(module: nn.Module, constituents: dict[int, Constituent], space: Space, how: How) -> Iterator[Calls]:
-    """Let `module(...)` answer with the aggregate; its submodules may not be called around it.
+def answering(
+    module: nn.Module, constituents: dict[int, Constituent], space: Space, how: How, part: str = ""
+) -> Iterator[Calls]:
+    """Let a part of a module answer with the aggregate; what differs between constituents may not be called around it.
+
+    Args:
+        module: one of the constituents; the others run in its place, so that what steps and hooks set on it counts.
+        constituents: by shard.
+        space: what the part returns.
+        how: mean or vote.
+        part: name of a submodule; "" is the module itself.
 
     Raises:
-        UnsupportedError: inside, where a step calls a submodule directly.
+        ConfigurationError: where there is no such part.
+        UnsupportedError: where parameters beside the part differ; inside, where a step calls a submodule around it.
     """
+    check_part(module, part)
+    different = _different(constituents)
+    _check_beside(module, part, different)
     members = [_Member(module, constituent) for constituent in constituents.values()]
-    calls, own = Calls(), module.forward
-    patched = vars(module).get("forward")
+    target, calls = module.get_submodule(part), Calls()
+    own = target.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if calls.inside:
@@ -56,51 +124,71 @@ def answering(module: nn.Module, constituents: dict[int, Constituent], space: Sp
         calls.count += 1
         calls.inside = True
         try:
-            outputs = [check_output(member(args, kwargs), space) for member in members]
+            outputs = [member(own, args, kwargs) for member in members]
         finally:
             calls.inside = False
-        return combine(outputs, space, how)
+        return answer(outputs, space, how)
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled(module))
-        for name, part in module.named_modules():
-            if part is not module and any(True for _ in part.parameters()):
-                handle = part.register_forward_pre_hook(_guard(name, calls))
-                stack.callback(handle.remove)
-        module.forward = forward
-        stack.callback(_put_back_forward, module, patched)
+        for name, submodule in module.named_modules():
+            if submodule is not target and not _leads_to(name, part) and _any_below(name, different):
+                guarded = _guarded(submodule.forward, name, part, calls)
+                stack.enter_context(instance_attribute(submodule, "forward", guarded))
+        stack.enter_context(instance_attribute(target, "forward", forward))
         yield calls
 
 
 class _Member:
-    """One constituent, called in the place of the user's module."""
+    """One constituent, run by the user's module in the place of what that holds.
+
+    The user's own module runs, not a copy: a step may set what forward reads, and forward may log. Tensors are
+    exchanged, not overwritten, so that gradients of inputs and caches of casts stay with their constituent;
+    and in the dictionaries that hold them, since torch.func.functional_call looks every name up at each
+    call, which takes longer than a small model.
+    """
 
     def __init__(self, module: nn.Module, constituent: Constituent) -> None:
-        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        names = [name for name, _ in module.named_parameters()] + [name for name, _ in module.named_buffers()]
-        self.module = module
-        self.tensors = {name: constituent.tensors[name].to(device) for name in names}
-        self.attributes = _differing(module, constituent)
+        self.exchanged: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        replaced: dict[int, Tensor] = {}
+        for name, part in module.named_modules():
+            for kind in ("_parameters", "_buffers"):
+                slots: dict[str, Tensor | None] = vars(part)[kind]
+                own = {last: tensor for last, tensor in slots.items() if tensor is not None}
+                prefix = f"{name}." if name else ""
+                new = {last: _placed(constituent.tensors[prefix + last], tensor) for last, tensor in own.items()}
+                replaced |= {id(tensor): new[last] for last, tensor in own.items()}
+                self.exchanged.append((slots, new))
+        different = _different_attributes(module, constituent)
+        for part in module.modules():
+            self.exchanged.append((vars(part), pointed_elsewhere(part, replaced) | different.get(part, {})))
+        self.exchanged = [(holder, new) for holder, new in self.exchanged if new]
 
-    def __call__(self, args: Any, kwargs: Any) -> Any:
-        before = [(part, name, getattr(part, name)) for part, held in self.attributes for name in held]
-        for part, held in self.attributes:
-            vars(part).update(held)
+    def __call__(self, forward: Any, args: Any, kwargs: Any) -> Any:
+        before = [(holder, {name: holder[name] for name in new}) for holder, new in self.exchanged]
+        for holder, new in self.exchanged:
+            holder.update(new)
         try:
-            return functional_call(self.module, self.tensors, args, kwargs)
+            return forward(*args, **kwargs)
         finally:
-            for part, name, value in before:
-                vars(part)[name] = value
+            for holder, own in before:
+                holder.update(own)
 
 
-def _differing(module: nn.Module, constituent: Constituent) -> list[tuple[nn.Module, Attributes]]:
+@torch.inference_mode(False)
+def _placed(stored: Tensor, own: Tensor) -> Tensor:
+    """Return a stored tensor on the device of the module's own one, and as a parameter where that is one."""
+    placed = stored.to(own.device)
+    return nn.Parameter(placed, requires_grad=False) if isinstance(own, nn.Parameter) else placed
+
+
+def _different_attributes(module: nn.Module, constituent: Constituent) -> dict[nn.Module, Attributes]:
     """Return the plain attributes in which a constituent differs from what the module holds now."""
-    known, found = known_parts(module), []
+    known, found = known_parts(module), {}
     for name, part in module.named_modules():
         own, stored = plain_attributes(part, known), constituent.attributes.get(name, {})
         other = [n for n, value in stored.items() if n in own and not _equal(own[n], value)]
-        if other:
-            found.append((part, {n: placed_like(stored[n], vars(part)[n]) for n in other}))
+        found[part] = {n: placed_like(stored[n], vars(part)[n]) for n in other}
     return found
 
 
@@ -109,19 +197,50 @@ def _equal(own: Any, stored: Any) -> bool:
     return tree == stored_tree and all((arrays[name] == stored_arrays[name]).all() for name in arrays)
 
 
-def _guard(name: str, calls: Calls) -> Any:
-    def check(*_: Any) -> None:
-        if not calls.inside:
-            raise UnsupportedError(
-                f"an evaluation step calls {name} directly, so it would see one constituent instead of the aggregate. "
-                "Call self(...) in the step, or evaluate record.aggregate(module) in a loop of your own "
-                "(aggregate_step= is not part of this version)."
-            )
-
-    return check
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return content_bytes(one) == content_bytes(other)
 
 
-def _put_back_forward(module: nn.Module, patched: Any) -> None:
-    vars(module).pop("forward", None)
-    if patched is not None:
-        vars(module)["forward"] = patched
+def _different(constituents: dict[int, Constituent]) -> set[str]:
+    """Return the names of the tensors that are not the same in all constituents."""
+    first, *others = (constituent.tensors for constituent in constituents.values())
+    return {n for n in first if any(n not in other or not _same_bits(first[n], other[n]) for other in others)}
+
+
+def _any_below(name: str, tensors: set[str]) -> bool:
+    """Whether a submodule holds one of these tensors, also in a submodule of its own."""
+    return any(tensor.startswith(f"{name}.") for tensor in tensors)
+
+
+def _leads_to(name: str, part: str) -> bool:
+    """Whether a part lies in a submodule of this name."""
+    return name == "" or part.startswith(f"{name}.")
+
+
+def _check_beside(module: nn.Module, part: str, different: set[str]) -> None:
+    """Refuse parameters that a step may use beside the part that answers, without calling anything."""
+    if not part:
+        return
+    named = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    beside = sorted(name for name in different.intersection(named) if _leads_to(name.rpartition(".")[0], part))
+    if beside:
+        raise UnsupportedError(
+            f"{', '.join(beside)} of the constituents differ and lie outside of aggregate_step={part!r}; a step that "
+            "uses them would see one constituent. Name a part that holds them, or pass a function of (module, batch, "
+            "batch_idx) as aggregate_step= that calls module(...)."
+        )
+
+
+def _guarded(own: Any, name: str, part: str, calls: Calls) -> Any:
+    """Return a submodule's forward that runs inside of a constituent alone."""
+    where = f"calls {name}, which lies outside of aggregate_step={part!r}," if part else f"calls {name} directly,"
+
+    # In place of forward and not a hook: hooks switch off the fast paths of torch's own layers.
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if calls.inside:
+            return own(*args, **kwargs)
+        raise UnsupportedError(
+            f"an evaluation step {where} so it would see one constituent instead of the aggregate. {_WAYS}"
+        )
+
+    return forward

@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pybrush import forget
-from pybrush.errors import ConfigurationError, RecordError, TrainingError, UnsupportedError
+from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Horizon, Learner
 from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, evaluation, loggers, progress, ranks, resume, state
+from pybrush_lightning import _private, aggregate, checkpoints, loggers, progress, ranks, resume, state
+from pybrush_lightning.aggregate_step import AggregateStep, check_part
 from pybrush_lightning.around_fit import Before, Given, Held, Job, Mark, Meter, Optimization, given_to, loaders_of
+from pybrush_lightning.evaluation import Evaluation, held_shard
 from pybrush_lightning.fingerprint import check_processes, datasets_of
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits, say_rows_are_recorded
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SETTINGS = ("shards", "slices", "record", "naming", "how", "space", "key", "seed")
+_SETTINGS = ("shards", "slices", "record", "naming", "how", "space", "key", "seed", "step")
 """What a process that ddp_spawn starts is told of a callback; everything else belongs to this process."""
 
 Members = tuple[dict[int, aggregate.Constituent], aggregate.Space, aggregate.How]
@@ -64,7 +66,9 @@ class SISA(_private.CallbackBase):
             lie in one shard and slice.
         aggregate: "mean" of probabilities or "vote".
         outputs: what the module returns: "logits", "log_probs", "probs" or "values".
-        aggregate_step: must be None: steps go through self(...).
+        aggregate_step: for evaluation steps that do not call self(...): the name of the submodule that they
+            call, or a function of (module, batch, batch_idx) that takes their place, in which module(...) is
+            the aggregate. `outputs` says what is called returns.
         key: the record's 32 secret bytes or a callable; None: made once and kept beside the record.
         seed: of the training's randomness, 0 <= seed < 2^32; None: that of seed_everything, else drawn.
         content: "digest" keeps keyed digests of samples, "off" none.
@@ -73,7 +77,7 @@ class SISA(_private.CallbackBase):
 
     Raises:
         ConfigurationError: for values that cannot work.
-        UnsupportedError: for `aggregate_step` and `rebuild_all`, which this version does not have.
+        UnsupportedError: for `rebuild_all`, which this version does not have.
     """
 
     def __init__(  # noqa: PLR0913 (one argument for each thing a user may decide)
@@ -86,7 +90,7 @@ class SISA(_private.CallbackBase):
         subjects: IdSource | None = None,
         aggregate: aggregate.How = "mean",
         outputs: aggregate.Space = "logits",
-        aggregate_step: Callable[..., Any] | None = None,
+        aggregate_step: AggregateStep = None,
         key: KeySource = None,
         seed: int | None = None,
         content: str = "digest",
@@ -94,10 +98,10 @@ class SISA(_private.CallbackBase):
         content_of: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
-        if aggregate_step is not None or rebuild_all:
+        if rebuild_all:
             raise UnsupportedError(
-                "aggregate_step= and rebuild_all= are not part of this version: call self(...) in evaluation steps, "
-                "and start a new record in another folder to train everything anew."
+                "rebuild_all= is not part of this version: start a new record in another folder to train everything "
+                "anew."
             )
         self.shards = None if shards is None else positive("shards", shards)
         self.slices = None if slices is None else positive("slices", slices)
@@ -105,7 +109,7 @@ class SISA(_private.CallbackBase):
         self.naming = Naming(ids, subjects, content, content_of)
         self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
-        self.key, self.seed = key, seed
+        self.key, self.seed, self.step = key, seed, aggregate_step
         self._begin()
 
     def _begin(self) -> None:
@@ -116,7 +120,7 @@ class SISA(_private.CallbackBase):
         self._stack = ExitStack()
         self._connected: Optimization | None = None
         self._before: Before | None = None
-        self._calls: evaluation.Calls | None = None
+        self._evaluation = Evaluation(self.step)
         self._meter: Meter | None = None
         self._mark: Mark | None = None
         self._steps = loggers.LogSteps()
@@ -206,18 +210,30 @@ class SISA(_private.CallbackBase):
         """Answer with the aggregate."""
         self._answer(trainer, pl_module)
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look at the targets."""
+        self._evaluation.check_batch(batch)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look at the targets."""
+        self._evaluation.check_batch(batch)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
         if trainer.state.fn == "validate":
-            self._answered(trainer)
+            self._evaluation.end(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
-        self._answered(trainer)
+        self._evaluation.end(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop answering with the aggregate."""
-        self._answered(trainer)
+        self._evaluation.end(trainer)
 
     # What the rest of PyBrush calls
 
@@ -343,6 +359,9 @@ class SISA(_private.CallbackBase):
         learner = self.learner(trainer, module, plan, limits, partial(loaders_of, validation))
         check_data_apart(trainer, module, datasets_of(plan.dataset))
         ranks.check_same_rows(trainer, lambda: glimpse(self.naming, plan.dataset))
+        check_part(module, self._evaluation.part)
+        if (self.shards or 1) > 1 and ranks.from_zero(trainer, lambda: self.recorded() is None):
+            aggregate.check_first_target(plan.loader, self.space)
         before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
         wish = self.wish(limits.epochs, plan)
@@ -359,7 +378,7 @@ class SISA(_private.CallbackBase):
 
     def _close(self) -> None:
         self._stack.close()
-        self._calls = None
+        self._evaluation.close()
 
     def _warn_of_one(self, record: Record, path: str | Path) -> None:
         count = len(record.constituents())
@@ -386,10 +405,10 @@ class SISA(_private.CallbackBase):
         members, space, how = ranks.from_zero(trainer, self.members)
         if not members:
             return
-        if evaluation.held_shard(module, members) is None:
+        if held_shard(module, members) is None:
             _log.warning("the module holds none of the constituents of %s; it is evaluated as it is", self.record)
             return
-        self._calls = self._stack.enter_context(evaluation.answering(module, members, space, how))
+        self._evaluation.begin(module, members, space, how)
 
     def members(self) -> Members:
         """Return what predicts together, none where one constituent does or there is no record."""
@@ -397,17 +416,6 @@ class SISA(_private.CallbackBase):
         if record is None or len(record.constituents()) < 2:
             return {}, self.space, self.how
         return aggregate.constituents_of(record), *self._answers_as(record)
-
-    def _answered(self, trainer: Trainer) -> None:
-        calls = self._calls
-        self._close()
-        # A rank may have no batch to predict where another has some.
-        if calls is not None and not trainer.strategy.reduce_boolean_decision(calls.count > 0, all=False):
-            raise TrainingError(
-                "no evaluation step called self(...), so nothing was answered by the aggregate. Call self(batch) in "
-                "the step, or evaluate record.aggregate(module) in a loop of your own (aggregate_step= is not part of "
-                "this version)."
-            )
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:

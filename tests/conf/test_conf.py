@@ -23,7 +23,7 @@ GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
 PARTS = [path for path in GROUP_FILES if path.parent.name != "experiment"]
 EXPERIMENTS = [path.stem for path in GROUP_FILES if path.parent.name == "experiment"]
 
-NOT_OFFERED = {"SISA": {"aggregate_step", "rebuild_all"}}
+NOT_OFFERED = {"SISA": {"rebuild_all"}}
 """Arguments that this version only takes at their default."""
 
 

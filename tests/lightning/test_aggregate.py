@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pybrush.errors import ConfigurationError, TrainingError, UnsupportedError
 from pybrush.plan import aggregate as plain_aggregate
 from pybrush.record import Record
-from pybrush_lightning.aggregate import Constituent, check_output, combine
+from pybrush_lightning.aggregate import Constituent, answer, combine
 from pybrush_lightning.evaluation import held_shard
 from tests.lightning.models import Net, Remembering, Rows
 from tests.lightning.test_bitwise import fitted
@@ -55,6 +55,8 @@ def test_logits_log_probabilities_and_probabilities_agree_with_the_plain_mean(se
 def test_a_vote_counts_and_its_ties_go_to_the_lowest_class(seed, members, classes):
     logits = torch.randn(members, 3, classes, generator=torch.Generator().manual_seed(seed))
     voted = combine(list(logits), "logits", "vote")
+    plain = torch.from_numpy(plain_aggregate(logits.double().softmax(-1).numpy(), "vote"))
+    torch.testing.assert_close(combine(list(logits.double()), "logits", "vote").exp(), plain, rtol=1e-12, atol=0)
     for row in range(3):
         votes = [int(max(range(classes), key=lambda c: (float(logits[m, row, c]), -c))) for m in range(members)]
         expected = [math.log((votes.count(c) + 1 / classes) / (members + 1)) for c in range(classes)]
@@ -93,12 +95,12 @@ def test_half_precision_goes_in_and_comes_out_and_is_not_lost_between():
 )
 def test_outputs_that_the_space_cannot_mean_are_refused_with_the_four_words(output, space):
     with pytest.raises(ConfigurationError, match="'logits', 'log_probs', 'probs' or 'values'"):
-        check_output(output, space)
+        answer([output, output], space, "mean")
 
 
 def test_values_may_have_any_shape():
     for shape in ((4,), (4, 1), (4, 3, 2)):
-        assert check_output(torch.rand(shape), "values").shape == shape
+        assert answer([torch.rand(shape)], "values", "mean").shape == shape
 
 
 # Through a trainer

@@ -212,6 +212,15 @@ def test_a_rich_bar_takes_its_metrics_over_when_it_is_told(fitted):
     assert told == [(trainer, module)] and bar._metric_component._metrics == {"some": "metric"}
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+def test_a_module_without_a_trainer_can_be_traced(fitted):
+    holder = torch.nn.Sequential(copy.deepcopy(fitted[1]).eval())
+    with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):
+        torch.jit.trace(holder, torch.zeros(2, 6))
+    _private.let_trace(holder)
+    assert torch.equal(torch.jit.trace(holder, torch.zeros(2, 6))(torch.ones(2, 6)), holder(torch.ones(2, 6)))
+
+
 def test_a_time_limit_is_seen(fitted):
     timer = PACKAGES["lightning"][0].pytorch.callbacks.Timer
     assert _private.has_time_limit(timer({"hours": 1})) and not _private.has_time_limit(timer())

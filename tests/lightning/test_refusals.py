@@ -267,7 +267,8 @@ def test_an_exact_rebuild_meets_a_budget(tmp_path):
         {"content": "maybe"},
         {"content": "off"},
         {"rebuild_all": True},
-        {"aggregate_step": print},
+        {"aggregate_step": 3},
+        {"aggregate_step": ""},
     ],
     ids=str,
 )
