@@ -67,8 +67,6 @@ def _processes(trainer: Trainer) -> Iterator[str]:
     if not _private.is_ddp(trainer):
         yield f"strategy={kind} with {count} processes: use strategy='ddp', or devices=1"
         return
-    if trainer.num_nodes > 1:
-        yield f"num_nodes={trainer.num_nodes}: train on one machine, whose rank 0 keeps record and checkpoints"
     for name in _private.ddp_extras(trainer):
         yield f"{name} with strategy='ddp': leave it out, gradients are averaged by DDP alone"
 
