@@ -31,6 +31,8 @@ from tests.lightning.models import Net, Rows
 from tests.lightning.test_bitwise import assert_same_record
 from tests.lightning.twin import CASES, KEY, SEED, data_for, trainer_for
 
+pytestmark = pytest.mark.timeout(900)  # processes that import torch, several times on two shared cores
+
 ROOT = Path(__file__).parents[2]
 GONE = [3, 20]
 NAMES = [Rows().names[row] for row in GONE]
@@ -54,7 +56,7 @@ def run(folder, commands, falls=""):
     hidden = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "PL_GLOBAL_SEED")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"OMP_NUM_THREADS": "1", "FALLS": falls}
-    settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 280}
+    settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 400}
     script = ["-m", "tests.lightning.ddp_script", str(folder / "plan.json")]
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda command: subprocess.run([*command, *script], **settings), commands))
@@ -318,11 +320,12 @@ def test_two_machines_make_the_record_that_two_processes_of_one_make(told, tmp_p
 
 
 @pytest.mark.long
-def test_spawned_processes_leave_the_constituent_in_the_one_that_spawned_them_and_ddp_serves_their_record(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_spawned_processes_leave_the_constituent_in_the_first_one_and_ddp_serves_their_record(strategy, tmp_path):
     settings = {"module": "Remembering", "callbacks": ["pushing"]}
     steps = [["fit"], ["state", "state"], ["answers", "answers"],
              ["refused", "request", "unlearn", {"name": "none", "ask": {"ids": NAMES}}]]  # fmt: skip
-    facts = launch(tmp_path, steps, ranks=1, spawned=True, **settings, trainer={"strategy": "ddp_spawn"})[0]
+    facts = launch(tmp_path, steps, ranks=1, spawned=True, **settings, trainer={"strategy": strategy})[0]
     record = Record.open(tmp_path / "record", KEY)
     held = record.constituents()
     stored = record.store.load(held[max(held)])[0]["module"]
