@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SETTINGS = ("shards", "slices", "record", "naming", "how", "space", "key", "seed")
-"""What a process that ddp_spawn starts is told of a callback; everything else belongs to this process."""
-
 Members = tuple[dict[int, aggregate.Constituent], aggregate.Space, aggregate.How]
 """Constituents by shard, what they return, and what is made of it."""
 
@@ -122,7 +119,10 @@ class SISA(_private.CallbackBase):
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name in _SETTINGS}
+        """Return the settings, all that a process that ddp_spawn starts is told."""
+        anew = object.__new__(type(self))
+        anew._begin()
+        return {name: value for name, value in vars(self).items() if name not in vars(anew)}
 
     def __setstate__(self, settings: dict[str, Any]) -> None:
         vars(self).update(settings)

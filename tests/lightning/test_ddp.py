@@ -6,6 +6,7 @@ Each launch imports torch in every process, so one launch answers many questions
 import copy
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pybrush.errors import FingerprintError, UnsupportedError
 from pybrush.learner import Horizon
 from pybrush.plan.order import Seeds
 from pybrush.record import Record
+from pybrush_lightning import SISA
 from pybrush_lightning.stage_data import Share, StageBatchSampler, loader_plan
 from pybrush_lightning.supported import check_training
 from tests import reference
@@ -332,9 +334,16 @@ def test_spawned_processes_leave_the_constituent_in_the_first_one_and_ddp_serves
     assert same(facts["state"], {**stored["parameters"], **stored["buffers"]})
     assert facts["request"][0] == "UnsupportedError" and "strategy='ddp'" in facts["request"][1]
     assert record.requests == ()
-    steps = [["fit"], ["answers", "answers"], ["begin_anew"], ["unlearn_anew", "request", {"ask": {"ids": NAMES}}]]
+    steps = [
+        ["fit"],
+        ["answers", "answers"],
+        ["begin_anew", {"max_epochs": None}],
+        ["unlearn_anew", "request", {"ask": {"ids": NAMES}}],
+        ["limit", "own epochs"],
+    ]
     served = launch(tmp_path, steps, **settings)
     assert served[0]["answers"] == facts["answers"]
+    assert served[0]["own epochs"] is served[1]["own epochs"] is None
     fresh_fit(tmp_path / "fresh", tmp_path / "initial.pt", **settings)
     assert_same_record(tmp_path, tmp_path / "fresh")
 
@@ -381,6 +390,27 @@ def test_another_setting_of_ddp_is_another_training(tmp_path):
     plan = {"trainer": {"strategy": "ddp_find_unused_parameters_true"}}
     for facts in launch(tmp_path, [["refused", "other", "fit"]], **plan):
         assert facts["other"][0] == "FingerprintError" and "find_unused" in facts["other"][1]
+
+
+class Own(SISA):
+    """A callback that a user derived."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.extra = "kept"
+
+
+def test_what_spawned_processes_are_told_of_a_callback_is_its_settings(tmp_path):
+    sisa = Own(record=tmp_path / "record", shards=2, key=KEY, ids="names")
+    trainer = lightning.Trainer(
+        callbacks=[sisa], max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    trainer.fit(Net(), **data_for(CASES["ids"]))
+    told = pickle.loads(pickle.dumps(sisa))
+    names = ("shards", "slices", "record", "naming", "how", "space", "key", "seed", "extra")
+    assert [getattr(told, name) for name in names] == [getattr(sisa, name) for name in names]
+    assert sisa.given.module is not None and told.given.module is None
+    assert told.recorded().constituents() == sisa.recorded().constituents()
 
 
 # Failures
