@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SETTINGS = ("shards", "slices", "record", "naming", "how", "space", "key", "seed", "step")
-"""What a process that ddp_spawn starts is told of a callback; everything else belongs to this process."""
-
 Members = tuple[dict[int, aggregate.Constituent], aggregate.Space, aggregate.How]
 """Constituents by shard, what they return, and what is made of it."""
 
@@ -110,9 +107,9 @@ class SISA(_private.CallbackBase):
         self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
         self.key, self.seed, self.step = key, seed, aggregate_step
-        self._begin()
+        self._begin(aggregate_step)
 
-    def _begin(self) -> None:
+    def _begin(self, step: AggregateStep) -> None:
         """Know of no record, trainer or module yet, as in a process that has just begun."""
         self.given = Given()
         self.job: Job | None = None
@@ -120,18 +117,21 @@ class SISA(_private.CallbackBase):
         self._stack = ExitStack()
         self._connected: Optimization | None = None
         self._before: Before | None = None
-        self._evaluation = Evaluation(self.step)
+        self._evaluation = Evaluation(step)
         self._meter: Meter | None = None
         self._mark: Mark | None = None
         self._steps = loggers.LogSteps()
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name in _SETTINGS}
+        """Return the settings, all that a process that ddp_spawn starts is told."""
+        anew = object.__new__(type(self))
+        anew._begin(self.step)
+        return {name: value for name, value in vars(self).items() if name not in vars(anew)}
 
     def __setstate__(self, settings: dict[str, Any]) -> None:
         vars(self).update(settings)
-        self._begin()
+        self._begin(self.step)
 
     # What Lightning calls
 

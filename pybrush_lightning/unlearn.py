@@ -172,7 +172,19 @@ def _serve_on_ranks(trainer: AnyTrainer, sisa: SISA, given: Given, asked: Asked,
         _take_over(learner, given, served)
         return served
 
-    return _result(given, _in_fit(trainer, sisa, given, Job(run, settings)))
+    with _some_epochs(trainer):
+        return _result(given, _in_fit(trainer, sisa, given, Job(run, settings)))
+
+
+@contextmanager
+def _some_epochs(trainer: AnyTrainer) -> Iterator[None]:
+    """Let a trainer that was given no number of epochs begin a fit, in which the record's is set."""
+    before = trainer.fit_loop.max_epochs
+    trainer.fit_loop.max_epochs = before or 1
+    try:
+        yield
+    finally:
+        trainer.fit_loop.max_epochs = before
 
 
 def _checked(sisa: SISA, terms: _Terms) -> Record:

@@ -109,6 +109,10 @@ class Story:
         with patch("pybrush.forget.collect", side_effect=RuntimeError("the disk is gone")):
             self.refused(name, "unlearn", name=name, ask=ask)
 
+    def limit(self, name):
+        """Note the trainer's own number of epochs."""
+        self.facts[name] = self.trainer.max_epochs
+
     def state(self, name):
         """Note every tensor that the module holds, and where the trainer stands."""
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}

@@ -6,6 +6,7 @@ Each launch imports torch in every process, so one launch answers many questions
 import copy
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -24,12 +25,15 @@ from pybrush.errors import FingerprintError, UnsupportedError
 from pybrush.learner import Horizon
 from pybrush.plan.order import Seeds
 from pybrush.record import Record
+from pybrush_lightning import SISA
 from pybrush_lightning.stage_data import Share, StageBatchSampler, loader_plan
 from pybrush_lightning.supported import check_training
 from tests import reference
 from tests.lightning.models import Net, Rows
 from tests.lightning.test_bitwise import assert_same_record
 from tests.lightning.twin import CASES, KEY, SEED, data_for, trainer_for
+
+pytestmark = pytest.mark.timeout(900)  # processes that import torch, several times on two shared cores
 
 ROOT = Path(__file__).parents[2]
 GONE = [3, 20]
@@ -54,7 +58,7 @@ def run(folder, commands, falls=""):
     hidden = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "PL_GLOBAL_SEED")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"OMP_NUM_THREADS": "1", "FALLS": falls}
-    settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 280}
+    settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 400}
     script = ["-m", "tests.lightning.ddp_script", str(folder / "plan.json")]
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda command: subprocess.run([*command, *script], **settings), commands))
@@ -321,20 +325,28 @@ def test_two_machines_make_the_record_that_two_processes_of_one_make(told, tmp_p
 
 
 @pytest.mark.long
-def test_spawned_processes_leave_the_constituent_in_the_one_that_spawned_them_and_ddp_serves_their_record(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_spawned_processes_leave_the_constituent_in_the_first_one_and_ddp_serves_their_record(strategy, tmp_path):
     settings = {"module": "Remembering", "callbacks": ["pushing"]}
     steps = [["fit"], ["state", "state"], ["answers", "answers"],
              ["refused", "request", "unlearn", {"name": "none", "ask": {"ids": NAMES}}]]  # fmt: skip
-    facts = launch(tmp_path, steps, ranks=1, spawned=True, **settings, trainer={"strategy": "ddp_spawn"})[0]
+    facts = launch(tmp_path, steps, ranks=1, spawned=True, **settings, trainer={"strategy": strategy})[0]
     record = Record.open(tmp_path / "record", KEY)
     held = record.constituents()
     stored = record.store.load(held[max(held)])[0]["module"]
     assert same(facts["state"], {**stored["parameters"], **stored["buffers"]})
     assert facts["request"][0] == "UnsupportedError" and "strategy='ddp'" in facts["request"][1]
     assert record.requests == ()
-    steps = [["fit"], ["answers", "answers"], ["begin_anew"], ["unlearn_anew", "request", {"ask": {"ids": NAMES}}]]
+    steps = [
+        ["fit"],
+        ["answers", "answers"],
+        ["begin_anew", {"max_epochs": None}],
+        ["unlearn_anew", "request", {"ask": {"ids": NAMES}}],
+        ["limit", "own epochs"],
+    ]
     served = launch(tmp_path, steps, **settings)
     assert served[0]["answers"] == facts["answers"]
+    assert served[0]["own epochs"] is served[1]["own epochs"] is None
     fresh_fit(tmp_path / "fresh", tmp_path / "initial.pt", **settings)
     assert_same_record(tmp_path, tmp_path / "fresh")
 
@@ -381,6 +393,27 @@ def test_another_setting_of_ddp_is_another_training(tmp_path):
     plan = {"trainer": {"strategy": "ddp_find_unused_parameters_true"}}
     for facts in launch(tmp_path, [["refused", "other", "fit"]], **plan):
         assert facts["other"][0] == "FingerprintError" and "find_unused" in facts["other"][1]
+
+
+class Own(SISA):
+    """A callback that a user derived."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.extra = "kept"
+
+
+def test_what_spawned_processes_are_told_of_a_callback_is_its_settings(tmp_path):
+    sisa = Own(record=tmp_path / "record", shards=2, key=KEY, ids="names")
+    trainer = lightning.Trainer(
+        callbacks=[sisa], max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    trainer.fit(Net(), **data_for(CASES["ids"]))
+    told = pickle.loads(pickle.dumps(sisa))
+    names = ("shards", "slices", "record", "naming", "how", "space", "key", "seed", "extra")
+    assert [getattr(told, name) for name in names] == [getattr(sisa, name) for name in names]
+    assert sisa.given.module is not None and told.given.module is None
+    assert told.recorded().constituents() == sisa.recorded().constituents()
 
 
 # Failures
