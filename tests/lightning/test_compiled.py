@@ -108,5 +108,5 @@ def test_nothing_is_compiled_anew_for_the_aggregate(tmp_path):
     fitted = len(compiled)
     answers(trainer, module)
     assert 0 < fitted == len(compiled)
-    module(Rows(seed=4).x)
+    module.eval()(Rows(seed=4).x)
     assert len(compiled) > fitted  # it is compiled again afterwards
