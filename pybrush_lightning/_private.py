@@ -116,11 +116,6 @@ def forget_validation_reload(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = float("-inf")
 
 
-def never_reload_training_data(loop_class: Any) -> None:
-    """Let a class of fit loops keep the loader that it was given."""
-    loop_class._should_reload_train_dl = False
-
-
 def connected_module(trainer: Trainer) -> LightningModule | None:
     """Return the module that the trainer was last given, without connecting anything."""
     module: LightningModule | None = trainer.strategy._lightning_module

@@ -119,5 +119,4 @@ def _loop_class(base: Any) -> Any:
             seed_all(self.stage_seeds(epoch, "train", self.trainer.global_rank))
             super().on_advance_start()
 
-    _private.never_reload_training_data(StageLoop)  # a stage's rows are the record's
     return StageLoop

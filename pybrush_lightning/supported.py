@@ -25,8 +25,8 @@ _CALLBACKS = {
     "BaseFinetuning": "freeze in the module's constructor",
     "OnExceptionCheckpoint": "leave it out: it makes each fit start from a checkpoint; SISA resumes from its record",
     "ModelPruning": "prune before training, or after it on the aggregate",
-    "LearningRateFinder": "run it before, in a Trainer without SISA",
-    "BatchSizeFinder": "run it before, in a Trainer without SISA",
+    "LearningRateFinder": "call Tuner(trainer).lr_find(...) before the fit",
+    "BatchSizeFinder": "call Tuner(trainer).scale_batch_size(...) before the fit",
     "SpikeDetection": "leave it out: what it skips depends on the losses of other rows and is kept in a file",
 }
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")

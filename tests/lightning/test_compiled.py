@@ -94,3 +94,20 @@ def test_the_aggregate_of_a_compiled_module_is_copies_of_it_as_it_was_written(tm
     singly = torch.stack([copy.deepcopy(member)(inputs).softmax(-1) for member in both.members]).detach()
     torch.testing.assert_close(both(inputs).detach(), singly.mean(0).log())
     assert len({float(output[0, 0]) for output in singly}) == 2
+
+
+def test_nothing_is_compiled_anew_for_the_aggregate(tmp_path):
+    compiled = []
+
+    def counting(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    module, trainer = initial(), trainer_for(CASE, tmp_path)
+    module.compile(backend=counting)
+    trainer.fit(module, **data_for(CASE))
+    fitted = len(compiled)
+    answers(trainer, module)
+    assert 0 < fitted == len(compiled)
+    module.eval()(Rows(seed=4).x)
+    assert len(compiled) > fitted  # it is compiled again afterwards

@@ -163,9 +163,10 @@ def test_least_epochs_and_steps_are_cut_into_slices_like_the_most(tmp_path):
     assert [manifest.steps for _, manifest in manifests(other)] == [23, 23]
 
 
-def test_validation_after_more_batches_than_a_slice_has_comes_at_its_epochs_end(tmp_path):
+@pytest.mark.parametrize("limit", [1.0, 2])
+def test_validation_after_more_batches_than_a_slice_has_comes_at_its_epochs_end(limit, tmp_path):
     following, case = Following(), Case(Validated, validation=True, trainer={"val_check_interval": 5})
-    trainer = trainer_for(case, tmp_path, callbacks=[following])
+    trainer = trainer_for(case, tmp_path, limit_train_batches=limit, callbacks=[following])
     trainer.fit(Validated(), **data_for(case))
     batches = [batches_of(stage.rows) for stage, _ in manifests(tmp_path)]
     assert min(batches) < 5 <= max(batches)
@@ -336,9 +337,11 @@ def test_a_trial_run_touches_no_record_and_says_so(name, tmp_path, caplog):
     TRIALS[name](trainer, module)
     assert not (tmp_path / "record").exists()
     assert [record.message for record in caplog.records if "no record" in record.message] != []
-    trainer_for(Case(), tmp_path).fit(Tunable())
+    trainer, module = trainer_for(Case(trainer={"enable_checkpointing": True}), tmp_path), Tunable()
+    trainer.fit(module)
     before = everything_in(tmp_path / "record")
-    TRIALS[name](trainer_for(case, tmp_path), Tunable())
+    vars(trainer).update(settings)
+    TRIALS[name](trainer, module)
     assert everything_in(tmp_path / "record") == before
 
 

@@ -249,16 +249,12 @@ def test_validation_by_the_clock_is_seen(tmp_path):
 
 def test_reloading_of_data_is_where_a_stage_turns_it(fitted):
     trainer, _ = fitted
-    validation, kind = trainer.fit_loop.epoch_loop.val_loop, type(trainer.fit_loop)
-    assert isinstance(kind._should_reload_train_dl, property)
+    validation = trainer.fit_loop.epoch_loop.val_loop
     assert isinstance(type(validation)._should_reload_val_dl, property) and callable(validation.setup_data)
     before = validation._last_val_dl_reload_epoch
     _private.forget_validation_reload(trainer)
     assert validation._last_val_dl_reload_epoch == float("-inf")
     validation._last_val_dl_reload_epoch = before
-    fixed = type("Fixed", (kind,), {})
-    _private.never_reload_training_data(fixed)
-    assert not fixed(trainer)._should_reload_train_dl
 
 
 def test_early_stopping_has_the_attributes_that_a_stage_resets(fitted):
