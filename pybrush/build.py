@@ -137,8 +137,15 @@ def _ordering(order: str, seed: int, stage: Stage, rows: StageRows) -> Callable[
     return lambda epoch: rows.shuffled(seed, stage.shard, stage.slice, epoch)
 
 
-def holdings_of(record: Record, samples: Samples, roster: Roster) -> Holdings:
-    """Match a data set with the samples of a record and say what does not fit."""
+def holdings_of(record: Record, samples: Samples, roster: Roster, *, absent_asked: bool = False) -> Holdings:
+    """Match a data set with the samples of a record and say what does not fit.
+
+    Args:
+        record: the record.
+        samples: what it holds.
+        roster: the data set at hand.
+        absent_asked: whether the caller is about to forget the absent rows, so that they need no warning.
+    """
     holdings = hold(samples, roster)
     if holdings.unrecorded:
         _log.warning(
@@ -147,7 +154,7 @@ def holdings_of(record: Record, samples: Samples, roster: Roster) -> Holdings:
             record.folder,
         )
     absent = int((samples.copies - holdings.present).sum())
-    if absent:
+    if absent and not absent_asked:
         _log.warning(
             "%d recorded rows are not in the data set any more and are still in the model; "
             "unlearn(missing=True) forgets them.",

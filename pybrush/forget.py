@@ -27,7 +27,7 @@ from pybrush.record.fingerprint import check_same, plain
 from pybrush.record.locks import coordinator_lock, request_lock
 from pybrush.record.record import Record
 from pybrush.record.resolve import Resolution, Wish, resolve
-from pybrush.record.samples import Samples, hold
+from pybrush.record.samples import Holdings, Samples, hold
 from pybrush.record.store import Manifest
 from pybrush.record.transaction import (
     METHOD,
@@ -145,7 +145,8 @@ def unlearn(
     """
     with request_lock(record.folder):
         if dry_run:
-            return foretold(record, *_intended(record, sources, wish))
+            resolution, work = _intended(record, sources, wish)
+            return foretold(record, resolution, None if work is None else work.target)
         tidy(record)
         waiting = open_request(record)
         if waiting is not None:
@@ -153,12 +154,12 @@ def unlearn(
             result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
             if same:
                 return result
-        resolution, target = _intended(record, sources, wish)
-        if target is None:
+        resolution, work = _intended(record, sources, wish)
+        if work is None:
             load_last(record, sources.learner)
             return replace(unchanged(record, resolution), model=aggregate(record))
-        request = accept(record, resolution.strikes, target)
-        result = _serve(record, sources, request, wish.raw_ids, aggregate)
+        request = accept(record, resolution.strikes, work.target)
+        result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
     return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes_on(resolution))
 
 
@@ -239,10 +240,20 @@ def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenReque
     return found.strikes.same_request(waiting.strikes)
 
 
-def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, Target | None]:
+@dataclass(frozen=True)
+class _Work:
+    """What a request has to do: the record as it will be, the rows at hand for it, the stages to train."""
+
+    target: Target
+    holdings: Holdings
+    todo: list[Stage]
+
+
+def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, _Work | None]:
     """Resolve a wish and say what the record would become; None where nothing is left to strike."""
     samples = record.samples()
-    resolution = resolve(record, samples, holdings_of(record, samples, sources.roster), wish)
+    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing)
+    resolution = resolve(record, samples, holdings, wish)
     found = resolution.strikes
     if not len(found):
         return resolution, None
@@ -252,12 +263,12 @@ def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution,
 
 def _serve(
     record: Record, sources: Sources, request: OpenRequest, raw_ids: tuple[bytes, ...] | None,
-    aggregate: Callable[[Record], Any],
+    aggregate: Callable[[Record], Any], work: _Work | None = None,
 ) -> UnlearnResult:  # fmt: skip
-    """Take a request from where it stands to sealed."""
+    """Take a request from where it stands to sealed; `work` where it was just worked out."""
     salt = record.ledger.rows("SELECT salt FROM salts WHERE request = ?", (request.number,))
     if request.state == "pending":
-        _build_and_commit(record, sources, request)
+        _build_and_commit(record, sources, request, work)
     # Before collection, so that whatever stops that, the model in hand has forgotten.
     load_last(record, sources.learner)
     audit = collect(record, request.number, request.strikes, raw_ids)
@@ -279,15 +290,14 @@ def _serve(
     )
 
 
-def _build_and_commit(record: Record, sources: Sources, request: OpenRequest) -> None:
+def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, known: _Work | None) -> None:
     samples = record.samples()
     with _as_before(record, sources.learner, request.number):
-        target = _feasible(record, sources, samples, request.strikes)
-        holdings = hold(target.samples, sources.roster)
-        todo = missing_stages(record, target.stages)
+        work = known or _feasible(record, sources, samples, request.strikes)
+        target = work.target
         changed = rebuilt(record, target)
-        if todo:
-            sources.learner.session(lambda: build(record, sources, target.samples, holdings, todo))
+        if work.todo:
+            sources.learner.session(lambda: build(record, sources, target.samples, work.holdings, work.todo))
         cost = cost_of(record, target.stages, changed)
         guarantee = as_plain(exact_guarantee(record, target.stages))
         outcome = {"cost": asdict(cost), "guarantee": guarantee, "rows": request.strikes.rows}
@@ -309,17 +319,17 @@ def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
         raise
 
 
-def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strikes) -> Target:
-    """Return what the record would become, or refuse where that cannot be built."""
+def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strikes) -> _Work:
+    """Return what there is to do, or refuse where the record that would come of it cannot be built."""
     target = target_of(record, samples, strikes)
     if not target.stages:
         raise ForgetError(
             f"after striking {strikes.rows} of {samples.rows} rows nothing is left to train on; delete the model and "
             "its record instead."
         )
-    holdings = hold(target.samples, sources.roster)
-    check_rows(record, target.samples, holdings, sources, missing_stages(record, target.stages))
-    return target
+    holdings, todo = hold(target.samples, sources.roster), missing_stages(record, target.stages)
+    check_rows(record, target.samples, holdings, sources, todo)
+    return _Work(target, holdings, todo)
 
 
 def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:

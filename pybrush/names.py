@@ -8,7 +8,6 @@ that follows (placement, order, digests) is computed on such arrays. Guide: docs
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from hashlib import blake2b
 from numbers import Integral
 from typing import Any
@@ -77,7 +76,7 @@ class Namer:
 
     def samples(self, ids: Iterable[Any]) -> Names:
         """Return the pseudonyms of sample ids, shape (n, 16)."""
-        return self._many("pybrush-id", map(canonical, ids))
+        return self._many("pybrush-id", (b"i:%d" % i if type(i) is int else canonical(i) for i in ids))
 
     def subjects(self, ids: Iterable[Any]) -> Names:
         """Return the pseudonyms of subjects (persons), shape (n, 16)."""
@@ -103,9 +102,14 @@ class Namer:
         return self._many("pybrush-suppress", (row.tobytes() for row in names))
 
     def _many(self, person: str, rows: Iterable[bytes]) -> Names:
-        hashed = partial(blake2b, digest_size=NAME_BYTES, key=self._key, person=person.encode("ascii"))
-        joined = b"".join([hashed(row).digest() for row in rows])
-        return np.frombuffer(joined, dtype=np.uint8).reshape(-1, NAME_BYTES)
+        # A copy of the keyed state saves hashing the key's block for each row.
+        start = blake2b(digest_size=NAME_BYTES, key=self._key, person=person.encode("ascii")).copy
+        digests = bytearray()
+        for row in rows:
+            state = start()
+            state.update(row)
+            digests += state.digest()
+        return np.frombuffer(bytes(digests), dtype=np.uint8).reshape(-1, NAME_BYTES)
 
 
 def sortable(names: Names) -> NDArray[np.void]:
@@ -115,8 +119,32 @@ def sortable(names: Names) -> NDArray[np.void]:
 
 def ascending(names: Names) -> NDArray[np.intp]:
     """Return the positions that put names into ascending byte order (stable)."""
-    halves = np.ascontiguousarray(names).reshape(-1, NAME_BYTES).view(">u8")
-    return np.lexsort((halves[:, 1], halves[:, 0]))
+    halves = np.ascontiguousarray(names).reshape(-1, NAME_BYTES).view(">u8").astype(np.uint64)
+    order = np.argsort(halves[:, 0], kind="stable")
+    high = halves[order, 0]
+    if (high[1:] == high[:-1]).any():  # equal rows; two different names share a half once in 2^64 pairs
+        return np.lexsort((halves[:, 1], halves[:, 0]))
+    return order
+
+
+def rows_of(names: Names) -> list[bytes]:
+    """Return each name as 16 bytes."""
+    rows: list[bytes] = sortable(names).tolist()
+    return rows
+
+
+def among(names: Names, few: Names) -> NDArray[np.bool_]:
+    """Return which names are among a few others, shape (n,), without sorting the many."""
+    if not len(few) or not len(names):
+        return np.zeros(len(names), dtype=bool)
+    wanted, many = np.sort(sortable(few)), sortable(names)
+    high = np.unique(np.ascontiguousarray(few).view("<u8")[:, 0])
+    halves = np.ascontiguousarray(names).view("<u8")[:, 0]
+    found: NDArray[np.bool_] = high[np.minimum(np.searchsorted(high, halves), len(high) - 1)] == halves
+    maybe = np.flatnonzero(found)
+    at = np.minimum(np.searchsorted(wanted, many[maybe]), len(wanted) - 1)
+    found[maybe] = wanted[at] == many[maybe]
+    return found
 
 
 def as_names(rows: Iterable[bytes]) -> Names:

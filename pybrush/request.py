@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,11 @@ class Roster:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def counted(self) -> Counted:
+        """The names of all rows, each once, with the rows that have it; sorted a single time."""
+        return counted(self.names)
 
     def contents_at(self, positions: Sequence[int] | NDArray[np.int64]) -> Names:
         """Return the content digests of the rows at `positions`, shape (len(positions), 16)."""
@@ -144,15 +150,35 @@ def strikes(names: Names, contents: Names, copies: NDArray[np.int64], subjects: 
     return Strikes(names[order], contents[order], copies[order].astype(np.int64), np.unique(owners, axis=0))
 
 
-def counted(names: Names) -> tuple[Names, NDArray[np.int64], NDArray[np.int64]]:
-    """Return each name once in ascending order, the position of its first row, and how many rows it has."""
-    order = ascending(names)
+@dataclass(frozen=True)
+class Counted:
+    """Names of rows, gathered.
+
+    Attributes:
+        names: each name once, in ascending order, shape (k, 16).
+        counts: how many rows have it, shape (k,).
+        order: positions of all rows, those of one name side by side, in the order of the names, shape (n,).
+    """
+
+    names: Names
+    counts: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where the rows of each name begin in `order`, shape (k,)."""
+        return np.cumsum(self.counts) - self.counts
+
+
+def counted(names: Names) -> Counted:
+    """Gather rows by name."""
+    order = ascending(names).astype(np.int64)
     view = sortable(names)[order]
     first = np.ones(len(view), dtype=bool)
     first[1:] = view[1:] != view[:-1]
     starts = np.flatnonzero(first)
     counts = np.diff(np.append(starts, len(view)))
-    return names[order[starts]], order[starts].astype(np.int64), counts.astype(np.int64)
+    return Counted(names[order[starts]], counts.astype(np.int64), order)
 
 
 def shown(names: Names) -> str:
@@ -163,8 +189,8 @@ def shown(names: Names) -> str:
 
 def _given(namer: Namer, ids: Sequence[Any]) -> Names:
     names = namer.samples(ids)
-    unique, _, counts = counted(names)
-    if len(unique) < len(names):
+    counts = counted(names).counts
+    if len(counts) < len(names):
         raise IdError(
             f"ids must name each row once; {int((counts > 1).sum())} ids are repeated, on "
             f"{int(counts[counts > 1].sum())} rows. Give each row an id of its own."

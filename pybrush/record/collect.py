@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pybrush.errors import ErasureError
-from pybrush.names import Names, sortable
+from pybrush.names import Names, among, rows_of
 from pybrush.record.files import entries, erase, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock
@@ -111,8 +111,9 @@ def check_gone(files: Iterable[Path], names: Iterable[bytes]) -> None:
 
 def gone_names(samples: Samples, strikes: Strikes) -> list[bytes]:
     """Return the struck names, subjects and digests that no remaining sample holds."""
-    held: Names = np.vstack([samples.names, samples.placements, samples.contents])
     contents = strikes.contents[strikes.contents.any(axis=1)]
     asked: Names = np.vstack([strikes.names, strikes.subjects, strikes.orphans, contents])
-    left = asked[~np.isin(sortable(asked), sortable(held))] if len(held) else asked
-    return sorted({row.tobytes() for row in left})
+    held: set[bytes] = set()
+    for names in (samples.names, samples.placements, samples.contents):
+        held.update(rows_of(names[among(names, asked)]))
+    return sorted(set(rows_of(asked)) - held)

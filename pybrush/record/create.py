@@ -109,10 +109,13 @@ def create(
         namer = Namer(find_or_make_key(folder, wish.key))
     # Not under the lock: reading all contents may take longer than other processes wait for it.
     roster, semantic = roster_of(namer), semantic_of(namer)
+    samples = None
     with coordinator_lock(folder):
         if not _is_planned(folder):
-            _write(folder, wish, semantic, state, namer, roster)
-    return Record.open(folder, wish.key)
+            samples = _write(folder, wish, semantic, state, namer, roster)
+    record = Record.open(folder, wish.key)
+    record.samples_are(samples)
+    return record
 
 
 def _is_planned(folder: Path) -> bool:
@@ -123,7 +126,9 @@ def _is_planned(folder: Path) -> bool:
         return bool(ledger.plan())
 
 
-def _write(folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, namer: Namer, roster: Roster) -> None:
+def _write(
+    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, namer: Namer, roster: Roster
+) -> Samples:
     """Write everything; the plan comes last, so that a crash leaves a folder that is simply written again."""
     whole = plain({**semantic, "plan": plan_values(wish, namer.key_id, None)})
     plan = _plan(wish, whole, states.init_digest(state))
@@ -141,6 +146,7 @@ def _write(folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any
         write_samples(ledger, samples, roster)
         write_cells(ledger, plan, samples)
         ledger.append_event("planned", rows=samples.rows, shards=plan.shards, slices=plan.slices)
+    return samples
 
 
 def _check_trainable(plan: RecordPlan, samples: Samples) -> None:

@@ -47,6 +47,10 @@ CREATE TABLE events (
 """
 
 
+_PIECE = 1000
+"""Rows that `pieces` fetches at a time: more cost memory, fewer time."""
+
+
 def now() -> str:
     """Return the time in UTC to the second, ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -111,12 +115,32 @@ class Ledger:
         Raises:
             CorruptRecordError: where the file is truncated or damaged.
         """
-        try:
+        with self._reading():
             return self._connection.execute(query, tuple(values)).fetchall()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # its subclasses say other things than "malformed"
                 raise
             raise CorruptRecordError(f"{self.path} is damaged ({error}); restore it from a backup.") from error
+
+    def pieces(self, query: str) -> Iterator[list[tuple[Any, ...]]]:
+        """Return the rows of a query a thousand at a time, so that a million never lie in memory as Python objects.
+
+        Raises:
+            CorruptRecordError: where the file is truncated or damaged.
+        """
+        with self._reading():
+            cursor = self._connection.execute(query)
+            while rows := cursor.fetchmany(_PIECE):
+                yield rows
+
+    def version_of_others(self) -> int:
+        """Return a number that changes when another connection has written to the ledger."""
+        return int(self.rows("PRAGMA data_version")[0][0])
 
     def change(self, statement: str, values: Iterable[Any] = ()) -> int:
         """Run one statement inside `writing`; returns the id of the inserted row, if any."""

@@ -112,6 +112,7 @@ class Record:
     def __init__(self, folder: Path, ledger: Ledger, key: bytes | None) -> None:
         self.folder, self.ledger, self.store = folder, ledger, StageStore(folder)
         self.namer = Namer(key) if key is not None else None
+        self._samples: tuple[int, Samples] | None = None
 
     @classmethod
     def open(cls, path: str | Path, key: KeySource = None) -> Record:
@@ -168,8 +169,15 @@ class Record:
         return self.namer
 
     def samples(self) -> Samples:
-        """Return all recorded samples."""
-        return read_samples(self.ledger)
+        """Return all recorded samples; they are read anew only when the ledger has changed."""
+        version = self.ledger.version_of_others()
+        if self._samples is None or self._samples[0] != version:
+            self._samples = version, read_samples(self.ledger)
+        return self._samples[1]
+
+    def samples_are(self, samples: Samples | None) -> None:
+        """Take note of what the samples are after a change of this process; None: read them when asked."""
+        self._samples = None if samples is None else (self.ledger.version_of_others(), samples)
 
     def graph(self) -> tuple[Stage, ...]:
         """Return the stages that the samples in the record call for, built or not."""

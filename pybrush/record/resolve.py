@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pybrush.errors import ForgetError, UnknownSamplesError, UnsupportedError
 from pybrush.hashing import NAME_BYTES
-from pybrush.names import Names, as_names, sortable
+from pybrush.names import Names, among, as_names, ascending, sortable
 from pybrush.record.ledger import Ledger
 from pybrush.record.record import Record
 from pybrush.record.samples import Holdings, Samples
@@ -101,7 +101,8 @@ def resolve(record: Record, samples: Samples, holdings: Holdings | None, wish: W
 def _named(record: Record, samples: Samples, asked: Names) -> tuple[Strikes, int]:
     if not len(asked):
         raise _empty()
-    names, _, counts = counted(asked)
+    gathered = counted(asked)
+    names, counts = gathered.names, gathered.counts
     if record.plan.naming != "content":  # an id names one row, however often it is given
         counts = np.ones_like(counts)
     at = samples.find(names)
@@ -119,9 +120,10 @@ def _of_contents(record: Record, samples: Samples, asked: Names, wish: Wish) -> 
         raise _empty()
     if record.plan.contents == "off":
         raise UnsupportedError("this record keeps no content digests; name the samples by ids=, rows= or subjects=.")
-    contents, _, counts = counted(asked)
+    gathered = counted(asked)
+    contents, counts = gathered.names, gathered.counts
     pool = samples if wish.subjects is None else _owned(record, samples, wish.subjects)
-    order = np.argsort(sortable(pool.contents), kind="stable")
+    order = ascending(pool.contents)
     own, wanted = sortable(pool.contents)[order], sortable(contents)
     low, high = np.searchsorted(own, wanted, "left"), np.searchsorted(own, wanted, "right")
     if wish.duplicates == "report":
@@ -200,15 +202,16 @@ def _missing(record: Record, samples: Samples, holdings: Holdings | None) -> Str
 
 def _with_equal(samples: Samples, found: Strikes) -> Strikes:
     """Strike every copy of every sample that equals a struck one in content."""
-    equal = np.isin(sortable(samples.contents), sortable(found.contents)) & samples.contents.any(axis=1)
-    equal[samples.find(found.names)] |= ~found.contents.any(axis=1)
+    known = found.contents.any(axis=1)
+    equal = among(samples.contents, found.contents[known])
+    equal[samples.find(found.names)] |= ~known
     at = np.flatnonzero(equal)
     return replace(strikes(samples.names[at], samples.contents[at], samples.copies[at]), subjects=found.subjects)
 
 
 def _equal_rows(samples: Samples, found: Strikes) -> int:
-    equal = np.isin(sortable(samples.contents), sortable(found.contents)) & samples.contents.any(axis=1)
     known = found.contents.any(axis=1)
+    equal = among(samples.contents, found.contents[known])
     return int(samples.copies[equal].sum() - found.copies[known].sum())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybrush.errors import ConfigurationError, IdError
-from pybrush.names import Names, as_names, ascending, sortable
+from pybrush.names import Names, as_names, ascending, rows_of, sortable
 from pybrush.plan.graph import slice_digest
 from pybrush.plan.order import StageRows
 from pybrush.plan.placement import cells_of
@@ -137,10 +137,9 @@ class Holdings:
 
 def hold(samples: Samples, roster: Roster) -> Holdings:
     """Match a data set with the record: a recorded name uses as many rows as it counts, at most."""
-    names, _, counts = counted(roster.names)
-    order = ascending(roster.names)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    copy = np.arange(len(order)) - starts
+    gathered = roster.counted
+    names, counts, order = gathered.names, gathered.counts, gathered.order
+    copy = np.arange(len(order)) - np.repeat(gathered.starts, counts)
     found = samples.find(names)
     sample = np.repeat(found, counts)
     limit = np.where(sample >= 0, samples.copies[sample] if len(samples) else 0, 0)
@@ -149,7 +148,7 @@ def hold(samples: Samples, roster: Roster) -> Holdings:
     return Holdings(
         sample[usable],
         copy[usable].astype(np.int64),
-        order[usable].astype(np.int64),
+        order[usable],
         present,
         int((~usable).sum()),
         names[found < 0],
@@ -170,15 +169,16 @@ def record_roster(roster: Roster, shards: int, slices: int, sequential: bool, ke
         IdError: for equal rows under a sequential loader, where the position of each matters.
     """
     at = np.flatnonzero(kept)
-    names, first, copies = counted(roster.names[at])
-    positions = at[first]
+    gathered = counted(roster.names[at])
+    names, copies = gathered.names, gathered.counts
+    positions = at[gathered.order[gathered.starts]]
     if sequential and (copies > 1).any():
         raise IdError(
             f"under a loader that does not shuffle, equal rows need ids to be told apart; "
             f"{int((copies > 1).sum())} contents occur more than once. Pass ids= to SISA, or shuffle=True."
         )
     owners = [roster.owners[p] for p in positions.tolist()]
-    placements = as_names(owner or name.tobytes() for owner, name in zip(owners, names, strict=True))
+    placements = as_names(owner or name for owner, name in zip(owners, rows_of(names), strict=True))
     shard, cell = cells_of(placements, shards, slices)
     order = positions if sequential else np.full(len(names), -1, dtype=np.int64)
     if not len(names):
@@ -188,18 +188,20 @@ def record_roster(roster: Roster, shards: int, slices: int, sequential: bool, ke
 
 def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
     """Insert samples and their subjects, inside a transaction of an empty ledger."""
-    own = (samples.placements == samples.names).all(axis=1)
+    own = (samples.placements == samples.names).all(axis=1).tolist()
     rows = zip(
-        (row.tobytes() for row in samples.names),
-        (None if same else row.tobytes() for same, row in zip(own.tolist(), samples.placements, strict=True)),
+        rows_of(samples.names),
+        (None if same else row for same, row in zip(own, rows_of(samples.placements), strict=True)),
         samples.shards.tolist(),
         samples.slices.tolist(),
-        (row.tobytes() for row in samples.contents),
+        rows_of(samples.contents),
         samples.copies.tolist(),
         (None if p < 0 else p for p in samples.positions.tolist()),
         strict=True,
     )
     ledger.change_many("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    if not any(roster.subjects):
+        return
     recorded = np.flatnonzero(samples.find(roster.names) >= 0).tolist()
     pairs = ((subject, roster.names[p].tobytes()) for p in recorded for subject in roster.subjects[p])
     ledger.change_many("INSERT OR IGNORE INTO subjects VALUES (?, ?)", pairs)
@@ -207,18 +209,36 @@ def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
 
 def read_samples(ledger: Ledger) -> Samples:
     """Read all samples from the ledger, in ascending order of names."""
-    rows = ledger.rows("SELECT name, placement, shard, slice, content, copies, position FROM samples ORDER BY name")
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 7
-    names, placements, shards, slices, contents, copies, positions = columns
-    return Samples(
-        as_names(names),
-        as_names(name if placement is None else placement for name, placement in zip(names, placements, strict=True)),
-        np.array(shards, dtype=np.int64),
-        np.array(slices, dtype=np.int64),
-        as_names(contents),
-        np.array(copies, dtype=np.int64),
-        np.array([-1 if p is None else p for p in positions], dtype=np.int64),
-    )
+    names, contents = bytearray(), bytearray()
+    numbers: list[Ints] = [np.zeros((3, 0), dtype=np.int64)]
+    for rows in ledger.pieces("SELECT name, content, shard, slice, copies FROM samples ORDER BY name"):
+        name, content, *counts = zip(*rows, strict=True)
+        names += b"".join(name)
+        contents += b"".join(content)
+        numbers.append(np.array(counts, dtype=np.int64))
+    own, (shards, slices, copies) = as_names([bytes(names)]), np.concatenate(numbers, axis=1)
+    positions = np.full(len(own), -1, dtype=np.int64)
+    whole = Samples(own, own, shards, slices, as_names([bytes(contents)]), copies, positions)
+    return replace(whole, placements=_read_placements(ledger, whole), positions=_read_positions(ledger, whole))
+
+
+def _read_placements(ledger: Ledger, samples: Samples) -> Names:
+    """Return the names that decided placement; most samples have only their own, of which nothing is stored."""
+    found = samples.names
+    for rows in ledger.pieces("SELECT name, placement FROM samples WHERE placement IS NOT NULL"):
+        name, placement = zip(*rows, strict=True)
+        found = found.copy() if found is samples.names else found
+        found[samples.find(as_names(name))] = as_names(placement)
+    return found
+
+
+def _read_positions(ledger: Ledger, samples: Samples) -> Ints:
+    """Return the places in the data set's order, -1 where the loader shuffles."""
+    found = samples.positions.copy()
+    for rows in ledger.pieces("SELECT name, position FROM samples WHERE position IS NOT NULL"):
+        name, position = zip(*rows, strict=True)
+        found[samples.find(as_names(name))] = position
+    return found
 
 
 def strike_samples(ledger: Ledger, before: Samples, strikes: Strikes) -> None:

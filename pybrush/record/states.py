@@ -1,23 +1,26 @@
 """The state of a stage in a folder: the tree in tree.json, its tensors in state.safetensors.
 
 Tensors are kept as flat bytes: safetensors' NumPy front knows neither bfloat16 nor complex numbers, and
-saves a transposed array wrongly without a word. Guide: docs/record_format.md, "State trees".
+saves a transposed array wrongly without a word. A stage's state may leave tensors to the initial state
+(`pybrush.record.layers`). Guide: docs/record_format.md, "State trees".
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from pybrush.errors import CorruptRecordError
 from pybrush.hashing import u64
 from pybrush.record.files import write_new
+from pybrush.record.layers import Fetch, fill, references, thin
 from pybrush.record.trees import REMEDY, TENSOR_FILE, TREE_FILE, Arrays, Flat, pack, unpack
 
 
@@ -37,21 +40,46 @@ def digest_of(tree_json: bytes, arrays: Mapping[str, Flat]) -> str:
     return digest.hexdigest()
 
 
-def save(folder: Path, tree: Any, write_file: Callable[[Path, bytes], None] = write_new) -> str:
+def save(
+    folder: Path, tree: Any, write_file: Callable[[Path, bytes], None] = write_new, initial: Path | None = None
+) -> str:
     """Write a tree into an existing folder and return its `state_sha256`.
 
     Making, syncing and renaming the folder is the part of who publishes it.
+
+    Args:
+        folder: an existing folder.
+        tree: what to write.
+        write_file: writes one file.
+        initial: folder of a state whose tensors are named, not stored again, where the tree has them too.
     """
     tree_json, arrays = pack(tree)
+    if initial is not None:
+        with _tensors_in(initial) as fetch:
+            tree_json, arrays = thin(tree_json, arrays, (initial / TREE_FILE).read_bytes(), fetch)
     tensors = safetensors.numpy.save(arrays)
     write_file(folder / TREE_FILE, tree_json)
     write_file(folder / TENSOR_FILE, tensors)
     return _sha256(tree_json, tensors)
 
 
-def load(folder: Path) -> Any:
-    """Return the tree that was saved in a folder; raises what `read` and `unpack` raise."""
-    return unpack(*read(folder), source=str(folder / TREE_FILE))
+def load(folder: Path, initial: Path | None = None) -> Any:
+    """Return the tree that was saved in a folder; raises what `read` and `unpack` raise.
+
+    Args:
+        folder: where it was saved.
+        initial: the folder that `save` was given.
+    """
+    tree_json, arrays = read(folder)
+    if initial is not None and references(tree_json):
+        with _tensors_in(initial) as fetch:
+            tree_json, arrays = fill(tree_json, arrays, fetch)
+    return unpack(tree_json, arrays, source=str(folder / TREE_FILE))
+
+
+def leans_on_initial(folder: Path) -> bool:
+    """Whether a saved state names tensors of the initial state."""
+    return bool(references((folder / TREE_FILE).read_bytes()))
 
 
 def read(folder: Path) -> tuple[bytes, Arrays]:
@@ -78,6 +106,29 @@ def same_bits(folder_a: Path, folder_b: Path) -> bool:
     if tree_a != tree_b or arrays_a.keys() != arrays_b.keys():
         return False
     return all(np.array_equal(data, arrays_b[name]) for name, data in arrays_a.items())
+
+
+@contextmanager
+def _tensors_in(folder: Path) -> Iterator[Fetch]:
+    """Return a function that reads one tensor of a saved state by its name, without reading the others.
+
+    Raises:
+        CorruptRecordError: where the file is missing or damaged.
+    """
+    path = folder / TENSOR_FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+
+            def fetch(name: str) -> Flat:
+                if name not in names:
+                    raise KeyError(name)
+                found: Flat = file.get_tensor(name)
+                return found
+
+            yield fetch
+    except (SafetensorError, OSError) as error:
+        raise CorruptRecordError(f"{path} is missing or damaged: {error}. {REMEDY}") from error
 
 
 def _sha256(tree_json: bytes, tensors: bytes) -> str:

@@ -101,21 +101,29 @@ class StageStore:
         Raises:
             CorruptRecordError: where a file is missing, truncated or changed.
         """
-        manifest = self.manifest(key)
-        if states.state_sha256(self.path(key)) != manifest.sha256:
-            raise CorruptRecordError(f"the state in {self.path(key)} is not the one that its manifest names.")
-        return states.load(self.path(key)), manifest
+        manifest = self._checked(key)
+        if key == "initial":
+            return states.load(self.initial), manifest
+        if states.leans_on_initial(self.path(key)):
+            self._checked("initial")
+        return states.load(self.path(key), self.initial), manifest
 
     def write_aside(self, state: Any, manifest: Manifest) -> Path:
         """Write a state and its manifest into a temporary folder, synced, and return the folder."""
         make_folder(self.tmp)
         aside = self.tmp / f"{manifest.key}.{_owner()}"
         make_folder(aside)
-        states.save(aside, state, write_file=write_new)
+        states.save(aside, state, write_new, None if manifest.key == "initial" else self.initial)
         values = {**asdict(manifest), "sha256": states.state_sha256(aside)}
         write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
         sync_folder(aside)
         return aside
+
+    def _checked(self, key: str) -> Manifest:
+        manifest = self.manifest(key)
+        if states.state_sha256(self.path(key)) != manifest.sha256:
+            raise CorruptRecordError(f"the state in {self.path(key)} is not the one that its manifest names.")
+        return manifest
 
     def publish(self, aside: Path, key: str) -> None:
         """Move a temporary folder to its key, if nothing is there yet; call under the record's lock."""

@@ -148,6 +148,7 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
     suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects]))
     marks = [(row.tobytes(), now()[:10]) for row in suppressed]
     counts = target.samples.cell_rows(plan.shards, plan.slices)
+    record.samples_are(None)
     with coordinator_lock(record.folder), record.ledger.writing("commit"):
         ledger = record.ledger
         strike_samples(ledger, before, strikes)
@@ -165,6 +166,7 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
         (commitment,) = ledger.rows("SELECT commitment FROM requests WHERE number = ?", (request.number,))[0]
         write_release(record, request.number, METHOD, commitment, outcome["guarantee"], target.stages)
         ledger.append_event("committed", request=request.number, commitment=commitment.hex())
+    record.samples_are(target.samples)
 
 
 def write_release(

@@ -112,7 +112,7 @@ def pack(tree: Any) -> tuple[bytes, Arrays]:
     """
     writer = _Writer()
     try:
-        return _dump({"format": FORMAT, "tree": writer.node(tree, ())}), writer.arrays
+        return dump_tree(writer.node(tree, ())), writer.arrays
     except RecursionError as error:
         raise UnsupportedError("a state must not contain itself or be nested this deeply.") from error
 
@@ -131,7 +131,7 @@ def unpack(tree_json: bytes, arrays: Mapping[str, Flat], source: str = TREE_FILE
     """
     try:
         reader = _Reader(arrays)
-        tree = reader.value(_parse(tree_json))
+        tree = reader.value(_nodes(tree_json))
         reader.check_all_read()
     except _UnknownError as error:
         raise UnsupportedError(f"{source} {error}.") from error
@@ -141,15 +141,32 @@ def unpack(tree_json: bytes, arrays: Mapping[str, Flat], source: str = TREE_FILE
     return tree
 
 
-def _dump(document: Any) -> bytes:
+def dump_tree(nodes: Any) -> bytes:
+    """Return the bytes of tree.json for a tree of nodes, in its one spelling."""
+    document = {"format": FORMAT, "tree": nodes}
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def _parse(tree_json: bytes) -> Any:
+def parse_tree(tree_json: bytes) -> Any:
+    """Return the nodes of a tree.json.
+
+    Raises:
+        CorruptRecordError: for another spelling.
+        UnsupportedError: for another format.
+    """
+    try:
+        return _nodes(tree_json)
+    except _UnknownError as error:
+        raise UnsupportedError(f"{TREE_FILE} {error}.") from error
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise CorruptRecordError(f"{TREE_FILE} is damaged: {error!r}. {REMEDY}") from error
+
+
+def _nodes(tree_json: bytes) -> Any:
     document = json.loads(tree_json)
     if document["format"] != FORMAT:
         raise _UnknownError(f"is of format {document['format']!r}, and this version reads {FORMAT}")
-    if _dump({"format": FORMAT, "tree": document["tree"]}) != tree_json:
+    if dump_tree(document["tree"]) != tree_json:
         raise ValueError("not written as states are: sorted keys, no spaces, ASCII")
     return document["tree"]
 

@@ -14,6 +14,7 @@ from pybrush.record.collect import check_gone, files_but, gone_names
 from pybrush.record.fingerprint import semantic_digest
 from pybrush.record.ledger import check_events
 from pybrush.record.record import Record
+from pybrush.record.samples import read_samples
 from pybrush.record.transaction import open_request, pending_path, unfinished
 
 
@@ -70,7 +71,7 @@ def verify(record: Record) -> Verification:
     return Verification(
         len(stages) - len(missing),
         tuple(missing),
-        record.samples().rows,
+        read_samples(record.ledger).rows,
         events,
         pending,
         tuple(sorted(record.store.keys() - wanted)),
@@ -125,7 +126,7 @@ def _check_open_request(record: Record) -> None:
     request = open_request(record)
     if request is not None and request.state != "pending":
         files = files_but(record, pending_path(record, request.number), record.ledger.path)
-        check_gone(files, gone_names(record.samples(), request.strikes))
+        check_gone(files, gone_names(read_samples(record.ledger), request.strikes))
 
 
 def _check_plan(record: Record) -> None:
@@ -144,7 +145,7 @@ def _check_plan(record: Record) -> None:
 
 def _check_cells(record: Record) -> None:
     """Compare the recorded rows and digests of each cell with those of its samples."""
-    samples, plan = record.samples(), record.plan
+    samples, plan = read_samples(record.ledger), record.plan
     counts = samples.cell_rows(plan.shards, plan.slices)
     recorded = {(s, r): (n, d) for s, r, n, d in record.ledger.rows("SELECT shard, slice, rows, digest FROM cells")}
     cells = [(s, r) for s in range(plan.shards) for r in range(plan.slices) if counts[s, r]]

@@ -206,6 +206,9 @@ def read_state(folder):
     """Return the tree of a state folder, the bytes of tree.json and the tensors' bytes by name."""
     tree_json = (folder / "tree.json").read_bytes()
     tensors = read_safetensors((folder / "state.safetensors").read_bytes())
+    if b'"initial/' in tree_json:
+        shared = read_safetensors((folder.parents[1] / "initial" / "state.safetensors").read_bytes())
+        tensors |= {f"initial/{name}": data for name, data in shared.items()}
     document = json.loads(tree_json)
     if document["format"] != 1:
         raise ValueError("tree.json is of another format")

@@ -70,7 +70,7 @@ def as_arrays(rows):
 def test_the_page_has_a_vector_for_everything_that_is_hashed():
     assert set(VECTORS) == {
         "hashes", "names", "content", "placement", "epochs", "order", "seeds", "batches", "stages", "keys",
-        "state", "fingerprint", "pending file", "events",
+        "state", "layers", "fingerprint", "pending file", "events",
     }  # fmt: skip
 
 
@@ -199,6 +199,19 @@ def test_keys_have_their_vectors():
     assert reader.stage_key(below, 2, both) == stage_key(below, 2, both) == vector["key(3, 2)"]
     assert vector["initial digest"] == VECTORS["state"]["initial digest"]
     assert vector["semantic digest"] == VECTORS["fingerprint"]["semantic digest"]
+
+
+def test_a_stage_that_shares_a_tensor_with_the_initial_state_has_its_vector(tmp_path):
+    weight = np.array([[1.5, -2.0]], "<f4")
+    initial, stage = tmp_path / "initial", tmp_path / "stages" / "key"
+    for folder in (initial, stage):
+        folder.mkdir(parents=True)
+    states.save(initial, {"weight": weight, "tied": weight, 0: ("adam", 0.5, None)})
+    states.save(stage, {"weight": weight, "head": np.ones(1, "<f4"), 0: 7}, initial=initial)
+    tree, tree_json, tensors = reader.read_state(stage)
+    assert tree_json == VECTORS["layers"]["tree.json"].encode()
+    assert tensors.keys() == {"000000", "initial/000000"} and tensors["000000"] == octets("0000803f")
+    assert np.array_equal(tree["weight"], weight) and tree["head"] == 1 and tree[0] == 7
 
 
 def test_the_state_has_its_vector(tmp_path):

@@ -180,10 +180,11 @@ def test_rows_named_again_beside_new_ones_are_counted_and_not_struck_twice(folde
     assert result.notes == ("2 rows were not in the model any more and were passed over",)
 
 
-def test_missing_rows_are_forgotten_once_and_the_second_call_has_nothing_to_do(tmp_path):
+def test_missing_rows_are_forgotten_once_and_the_second_call_has_nothing_to_do(tmp_path, caplog):
     rows, left = data(N), np.arange(N) != 4
     folder = made(tmp_path / "record", rows)
     unlearn(folder, keep(rows, left), lambda _: Wish(missing=True))
+    assert "still in the model" not in caplog.text  # they are what is being forgotten
     result = unlearn(folder, keep(rows, left), lambda _: Wish(missing=True))
     assert result.method == "none" and result.notes == ("no recorded row is absent; nothing was left to do",)
 

@@ -155,6 +155,28 @@ class Remembering(Net):
         )
 
 
+class Adapted(Net):
+    """A frozen backbone with a trained low-rank addition, and a teacher that follows without gradients."""
+
+    def __init__(self, width=64):
+        super().__init__("adam")
+        self.net = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.net.requires_grad_(False)
+        self.down, self.up = nn.Linear(width, 2, bias=False), nn.Linear(2, 3)
+        self.teacher = nn.Linear(2, 3).requires_grad_(False)
+
+    def forward(self, x):
+        low = self.down(self.net(x))
+        return self.up(low) + 0.1 * self.teacher(low)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        with torch.no_grad():
+            self.teacher.weight.lerp_(self.up.weight, 0.1)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=0.02)
+
+
 class Drawing(Net):
     """Draws random numbers where no epoch has begun yet."""
 

@@ -85,7 +85,15 @@ def test_three_requests_in_a_row_resurrect_nothing_and_drop_nothing(tmp_path, fr
 
 @pytest.mark.parametrize(
     "name",
-    ["accumulation", "data module", "loader of the module", "the other package", "state in many places", "plateau"],
+    [
+        "accumulation",
+        "data module",
+        "loader of the module",
+        "the other package",
+        "state in many places",
+        "plateau",
+        "frozen backbone",
+    ],
 )
 def test_another_process_with_other_settings_serves_by_the_records_and_keeps_its_own(name, tmp_path, fresh_process):
     fitted(name, tmp_path)

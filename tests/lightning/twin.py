@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pybrush_lightning import SISA
 from tests.lightning.models import (
     KILL,
+    Adapted,
     Data,
     Drawing,
     Net,
@@ -89,6 +90,7 @@ CASES = {
     "subjects": Case(sisa={"subjects": "owners"}, gone=(3, 14, 25, 36)),
     "state in many places": Case(Remembering, callbacks=(Pushing,), slices=3),
     "random starts": Case(Drawing),
+    "frozen backbone": Case(Adapted),
     "workers": Case(loader={"num_workers": 2}, rows=Noisy, sisa={"ids": "names", "content": "off"}, shards=1),
     "the other package": Case(OtherNet, package=pl),
 }  # fmt: skip
