@@ -18,8 +18,8 @@ from pybrush.errors import ConfigurationError
 Step = Callable[[Any, Any, int], Any]
 """Takes the module, a batch and its number; what it returns is what predict_step would return."""
 
-AggregateStep = str | Step | None
-"""The name of a submodule, a function in place of the steps, or None: steps call self(...)."""
+AggregateStep = Step | str | None
+"""A function in place of the steps, the name of a submodule, or None: steps call self(...)."""
 
 _STEPS = ("validation_step", "test_step", "predict_step")
 

@@ -75,6 +75,20 @@ def test_perfect_logits_have_a_loss_near_zero():
     torch.testing.assert_close(huge.exp(), torch.tensor([[0.5, 0.5]]))
 
 
+def test_logits_may_be_masked_and_far_from_zero():
+    masked = [torch.tensor([[0.0, -torch.inf, 1.0]]), torch.tensor([[2.0, -torch.inf, 0.5]])]
+    found = combine(masked, "logits", "mean")
+    torch.testing.assert_close(found.exp(), torch.stack(masked).softmax(-1).mean(0))
+    logits = [torch.randn(5, 3, generator=torch.Generator().manual_seed(s)) for s in range(3)]
+    far = [1e4 + tensor.double().round(decimals=2) for tensor in logits]
+    expected = torch.stack(far).softmax(-1).mean(0).log()
+    torch.testing.assert_close(
+        combine([tensor.float() for tensor in far], "logits", "mean").double(), expected, atol=2e-3, rtol=0
+    )
+    near = combine([(tensor - 1e4).float() for tensor in far], "logits", "mean")
+    torch.testing.assert_close(near.double(), expected, atol=1e-5, rtol=0)
+
+
 def test_half_precision_goes_in_and_comes_out_and_is_not_lost_between():
     logits = [torch.randn(5, 4, generator=torch.Generator().manual_seed(s)).bfloat16() for s in range(3)]
     combined = combine(logits, "logits", "mean")

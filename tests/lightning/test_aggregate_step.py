@@ -115,6 +115,47 @@ def test_a_part_may_lie_deeper(tmp_path):
     assert evaluated("test", trainer, module) == pytest.approx(picked(mean, TESTED.y), rel=1e-5)
 
 
+class Wrapped(nn.Module):
+    """Holds the part that answers, and calls it."""
+
+    def __init__(self, inner, learns):
+        super().__init__()
+        self.inner = inner
+        self.factor = nn.Parameter(torch.ones(()), requires_grad=learns)
+
+    def forward(self, x):
+        return self.inner(x) * self.factor
+
+
+class Within(Net):
+    """Its steps call what holds the part that answers."""
+
+    def __init__(self, learns=False):
+        super().__init__()
+        self.outer = Wrapped(self.net, learns)
+        del self.net
+
+    def forward(self, x):
+        return self.outer(x)
+
+    def test_step(self, batch, index):
+        self.log("loss", nn.functional.cross_entropy(self.outer(batch[0]), batch[1]), batch_size=len(batch[1]))
+
+
+def test_the_part_may_be_called_by_what_holds_it(tmp_path):
+    module = Within()
+    trainer = fit(module, tmp_path, "outer.inner")
+    mean = outputs(tmp_path, Within, TESTED.x).softmax(-1).mean(0)
+    assert evaluated("test", trainer, module) == pytest.approx(picked(mean, TESTED.y), rel=1e-5)
+
+
+def test_a_parameter_of_what_holds_the_part_is_refused_where_it_learned(tmp_path):
+    module = Within(learns=True)
+    trainer = fit(module, tmp_path, "outer.inner")
+    with pytest.raises(UnsupportedError, match=r"outer\.factor(.|\n)*outside of aggregate_step='outer\.inner'"):
+        evaluated("test", trainer, module)
+
+
 class TwoParts(Net):
     """A body, a head that learns, and a table that does not."""
 

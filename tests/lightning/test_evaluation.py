@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pybrush.errors import UnsupportedError
 from pybrush.record import Record
+from pybrush_lightning.evaluation import _placed
 from tests.lightning.models import Net, OtherNet, Rows
 from tests.lightning.test_aggregate import patches
 from tests.lightning.test_spaces import TESTED, outputs, picked
@@ -151,6 +152,13 @@ def test_evaluation_works_in_every_mode_of_torch_and_training_goes_on_afterwards
     assert not any(tensor.is_inference() for tensor in [*module.parameters(), *module.buffers()])
     trainer.unlearn(rows=[3])
     assert loss(trainer, module) == loss_of(tmp_path)
+
+
+def test_tensors_that_an_evaluation_moves_can_be_used_with_gradients():
+    with torch.inference_mode():
+        for own in (torch.zeros(3, device="meta"), nn.Parameter(torch.zeros(3, device="meta"))):
+            moved = _placed(torch.ones(3), own)
+            assert moved.device.type == "meta" and not moved.is_inference() and type(moved) is type(own)
 
 
 # The user's own module runs
