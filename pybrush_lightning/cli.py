@@ -80,10 +80,19 @@ class Unlearning(Base):
         return parser
 
     def before_instantiate_classes(self) -> None:
-        """Keep the configuration of a request from being written into the log folder: rows may tell persons."""
+        """Keep out of the log folder what no request erases there.
+
+        Of a request nothing is written, since rows may tell persons; a fit is refused whose configuration, which
+        is written, holds ids or the secret key.
+
+        Raises:
+            ConfigurationError: naming what must not be in the configuration.
+        """
         super().before_instantiate_classes()
         if self.subcommand == "unlearn":
             self.save_config_callback = None
+        if self.save_config_callback is not None:
+            _check_written(self.config[self.subcommand] if self.subcommand else self.config)
 
     def unlearn(self, model: Any, datamodule: Any = None, **asked: Any) -> UnlearnResult:
         """Serve the request, and show and keep its result."""
@@ -109,6 +118,20 @@ class Unlearning(Base):
 
 class UnlearnCLI(Unlearning, LightningCLI):
     """A LightningCLI with the subcommand `unlearn`; everything else is Lightning's."""
+
+
+def _check_written(config: Any) -> None:
+    """Refuse a configuration in which the arguments of SISA list ids or hold the key."""
+    callbacks = config.trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        given = callback.get("init_args") or {}
+        for name in ("ids", "subjects", "key"):
+            value = given.get(name)
+            if callback.class_path.endswith(".SISA") and (isinstance(value, list) or (name == "key" and value)):
+                raise ConfigurationError(
+                    f"{name} of SISA would be written into the log folder with the rest of the configuration, where no "
+                    "request erases it. Name a column of the data set for ids and subjects, and leave key to its file."
+                )
 
 
 def _add_options(parser: LightningArgumentParser) -> None:

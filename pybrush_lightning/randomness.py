@@ -5,16 +5,26 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
+
+
+@cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
 
 
 def seed_all(seed: int) -> None:
     """Seed Python, NumPy and torch from 64 bits; NumPy takes the low half."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (user code draws from the global generator)
-    torch.manual_seed(seed)
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:
+        # Without one torch.manual_seed formats the whole stack for a later seeding, milliseconds in each epoch.
+        torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

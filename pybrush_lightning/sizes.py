@@ -23,11 +23,10 @@ def sizes_of(trainer: Trainer, module: LightningModule, data: LightningDataModul
         ConfigurationError: where there is no SISA callback, or rows cannot be counted.
     """
     sisa = sisa_of(trainer)
-    recorded = sisa.recorded()
-    shards = sisa.shards or (recorded.plan.shards if recorded is not None else 1)
+    recorded = None if sisa.shards is not None else sisa.recorded()
     return Sizes(
         samples=_rows(data),
-        shards=shards,
+        shards=sisa.shards or (recorded.plan.shards if recorded is not None else 1),
         slices=sisa.slice_count(),
         epochs=trainer.max_epochs,  # type: ignore[arg-type]  # None is refused with the rest
         stage_bytes=_stage_bytes(module),

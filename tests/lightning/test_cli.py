@@ -17,7 +17,10 @@ from pybrush.record import Record, states
 from pybrush_lightning import SISA, Trainer
 from tests.lightning.project import COMMANDS, command
 
-GONE, IDS = (3, 17), ("sample-number-000003", "sample-number-000017")
+IDS = ("sample-number-000003", "sample-number-000017")
+KEY = bytes(32)
+"""Under it no cell is empty, and the rows lie in a first slice and in the second one of the other shard."""
+
 QUIET = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "enable_model_summary", "enable_checkpointing")]
 QUIET += ["--seed_everything=5", "--trainer.accelerator=cpu", "--trainer.max_epochs=2", "--trainer.num_nodes=1"]
 
@@ -37,6 +40,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # set by the command line, for good
         monkeypatch.setenv(name, "0")
+    (tmp_path / "record.key").write_bytes(KEY)
     return tmp_path
 
 
@@ -73,7 +77,8 @@ def keys(folder):
 
 def same_bits(one, other):
     a, b = Record.open(one), Record.open(other)
-    same = [states.same_bits(a.store.path(key), b.store.path(key)) for key in a.store]
+    built = a.store.keys()
+    same = [states.same_bits(a.store.path(key), b.store.path(key)) for key in built]
     a.close(), b.close()
     return same and all(same)
 
@@ -180,6 +185,16 @@ def test_ids_are_no_option(capsys):
         with pytest.raises(SystemExit):
             unlearn("lightning", f"--{option}=[ann]")
         assert f"--{option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ids", "[ann, bob]"), ("subjects", "[ann, bob]"), ("key", "c2VjcmV0LW9mLXRoaXJ0eS10d28tYnl0ZXMtMTIzNA==")],
+)
+def test_a_fit_whose_configuration_would_hold_ids_or_the_key_is_refused(name, value, tmp_path):
+    with pytest.raises(ConfigurationError, match=f"{name} of SISA would be written"):
+        fit(**{name: value})
+    assert [path.name for path in tmp_path.iterdir()] == ["record.key"]
 
 
 def test_a_project_without_a_record_or_without_sisa_says_so(tmp_path):

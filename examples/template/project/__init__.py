@@ -1,0 +1,1 @@
+"""The project's own code: it knows nothing of PyBrush."""
