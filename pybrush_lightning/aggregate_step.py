@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from pybrush.errors import ConfigurationError
+from pybrush_lightning.replaced import replaced
 
 Step = Callable[[Any, Any, int], Any]
 """Takes the module, a batch and its number; what it returns is what predict_step would return."""
@@ -69,18 +70,5 @@ def steps_replaced(module: nn.Module, step: Step) -> Iterator[None]:
 
     with ExitStack() as stack:
         for name in _STEPS:
-            stack.enter_context(instance_attribute(module, name, run))
+            stack.enter_context(replaced(module, name, run))
         yield
-
-
-@contextmanager
-def instance_attribute(owner: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute beside the class's own, and take it away again."""
-    held = vars(owner)
-    before = {name: held[name]} if name in held else {}
-    held[name] = value
-    try:
-        yield
-    finally:
-        held.pop(name, None)
-        held.update(before)

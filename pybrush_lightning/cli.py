@@ -23,7 +23,8 @@ from pybrush import forget_file, tables
 from pybrush.errors import ConfigurationError, ForgetError, MissingExtraError
 from pybrush.result import UnlearnResult
 from pybrush.settings import check_page
-from pybrush_lightning.unlearn import record_of, sisa_of, unlearn
+from pybrush_lightning.serving import record_of, sisa_of
+from pybrush_lightning.unlearn import unlearn
 
 for _package, _module in (("jsonargparse[signatures]", "jsonargparse"), ("rich", "rich")):
     if importlib.util.find_spec(_module) is None:

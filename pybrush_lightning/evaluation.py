@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from pybrush.errors import TrainingError, UnsupportedError
 from pybrush.record import trees
 from pybrush_lightning.aggregate import Constituent, How, Space, answer, check_target, tensors_of
-from pybrush_lightning.aggregate_step import AggregateStep, check_part, forms, instance_attribute, steps_replaced
+from pybrush_lightning.aggregate_step import AggregateStep, check_part, forms, steps_replaced
 from pybrush_lightning.attributes import Attributes, known_parts, placed_like, plain_attributes, pointed_elsewhere
 from pybrush_lightning.codec import content_bytes
 from pybrush_lightning.compiled import uncompiled
+from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -134,8 +135,8 @@ def answering(
         for name, submodule in module.named_modules():
             if submodule is not target and not _leads_to(name, part) and _any_below(name, different):
                 guarded = _guarded(submodule.forward, name, part, calls)
-                stack.enter_context(instance_attribute(submodule, "forward", guarded))
-        stack.enter_context(instance_attribute(target, "forward", forward))
+                stack.enter_context(replaced(submodule, "forward", guarded))
+        stack.enter_context(replaced(target, "forward", forward))
         yield calls
 
 

@@ -1,4 +1,4 @@
-"""One attribute of one object is another for a while: how bars and loggers are told of stages."""
+"""One attribute of one object is another for a while: how bars, loggers and evaluation steps are told of stages."""
 
 from __future__ import annotations
 

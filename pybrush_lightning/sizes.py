@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pybrush.errors import ConfigurationError
 from pybrush.plan.forecast import Sizes
-from pybrush_lightning.unlearn import sisa_of
+from pybrush_lightning.serving import sisa_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
