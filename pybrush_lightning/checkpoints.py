@@ -83,7 +83,7 @@ def in_stage_folders(trainer: Trainer, record: Record | None, horizon: Horizon) 
 
     Without this a stage deletes the files of the one before.
 
-    Returns:
+    Yields:
         The stage's folders, which nobody has registered or made yet.
     """
     callbacks = checkpoint_callbacks(trainer)
