@@ -224,7 +224,7 @@ def test_methods_that_were_set_on_the_module_itself_are_run_and_put_back(tmp_pat
     trainer, module = fitted(tmp_path)
     own = module.forward
     module.forward = doubled = lambda x: 2 * own(x)
-    module.test_step = step = lambda batch, index: Net.test_step(module, batch, index)
+    module.test_step = step = lambda batch, batch_idx: Net.test_step(module, batch, batch_idx)
     mean = (2 * outputs(tmp_path, Net, TESTED.x)).softmax(-1).mean(0)
     for aggregate_step in (None, Net.test_step):
         sisa = {"aggregate_step": aggregate_step}
