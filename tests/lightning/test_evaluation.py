@@ -220,6 +220,20 @@ def test_what_steps_and_hooks_set_reaches_every_constituent(tmp_path):
     assert trainer.callback_metrics["asked"] == 1.0
 
 
+def test_methods_that_were_set_on_the_module_itself_are_run_and_put_back(tmp_path):
+    trainer, module = fitted(tmp_path)
+    own = module.forward
+    module.forward = doubled = lambda x: 2 * own(x)
+    module.test_step = step = lambda batch, batch_idx: Net.test_step(module, batch, batch_idx)
+    mean = (2 * outputs(tmp_path, Net, TESTED.x)).softmax(-1).mean(0)
+    for aggregate_step in (None, Net.test_step):
+        sisa = {"aggregate_step": aggregate_step}
+        later = trainer_for(Case(shards=3, slices=1, epochs=1, sisa=sisa), tmp_path)
+        assert loss(later, module) == pytest.approx(picked(mean, TESTED.y), rel=1e-5)
+        assert module.forward is doubled and module.test_step is step
+    assert loss(trainer, module) == pytest.approx(picked(mean, TESTED.y), rel=1e-5)
+
+
 class Pointing(Net):
     """Reaches a weight by other ways than its part: a list, a dictionary, an attribute."""
 
