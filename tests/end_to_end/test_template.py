@@ -3,6 +3,7 @@
 import csv
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,30 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from pybrush.record import Record
+from pybrush.record import Record, states
 
 TEMPLATE = Path(__file__).parents[2] / "examples" / "template"
 SISA = "+callbacks.sisa={_target_: pybrush_lightning.SISA, shards: 2, record: here/record}"
 
+WITHOUT = """
+from project.data import MNIST
+from torch.utils.data import Subset
+
+class Without(MNIST):
+    def __init__(self, gone, **settings):
+        super().__init__(**settings)
+        self.gone = set(gone)
+
+    def setup(self, stage=None):
+        super().setup(stage)
+        part = self.parts[0]
+        self.parts[0] = Subset(part.dataset, [row for place, row in enumerate(part.indices) if place not in self.gone])
+"""
+
 
 def run(script, *words, cwd):
     command = [sys.executable, TEMPLATE / script, *words]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TEMPLATE.parents[1]), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TEMPLATE.parents[1]), str(cwd), *sys.path])}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -76,3 +92,22 @@ def test_the_project_trains_as_before_without_the_entry(tmp_path):
 def test_the_tour_forgets_rows_in_another_process_and_the_record_knows_them_no_more(tmp_path):
     said = run("tour.py", str(tmp_path), cwd=tmp_path)
     assert "verify: clean, 3,997 rows" in said
+
+
+@pytest.mark.long
+def test_a_request_has_the_bits_of_the_same_project_trained_without_the_rows(tmp_path):
+    words = ["callbacks=sisa", "trainer.max_epochs=2", "test=false"]
+    run("train.py", *words, "output=seen", cwd=tmp_path)
+    (tmp_path / "rows.txt").write_text("7\n404\n2026\n")
+    assert "Exact" in run("unlearn.py", *words, "output=seen", "forget_file=rows.txt", cwd=tmp_path)
+
+    (tmp_path / "without.py").write_text(WITHOUT)
+    (tmp_path / "never").mkdir()
+    shutil.copy(tmp_path / "seen/record.key", tmp_path / "never/record.key")
+    data = ["data._target_=without.Without", "+data.gone=[7,404,2026]", "output=never"]
+    run("train.py", *words, *data, cwd=tmp_path)
+    one, other = Record.open(tmp_path / "seen/record"), Record.open(tmp_path / "never/record")
+    built = one.store.keys()
+    assert built == other.store.keys() and len(built) == 3
+    assert all(states.same_bits(one.store.path(key), other.store.path(key)) for key in built)
+    one.close(), other.close()
