@@ -274,6 +274,10 @@ def set_up_optimizers(trainer: Trainer) -> None:
         strategy.configure_ddp()
     trainer.strategy.setup_optimizers(trainer)
     trainer.strategy.setup_precision_plugin()
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None:
+        # By identity, which a new optimizer may share with one that an error left unscaled.
+        scaler._per_optimizer_states.clear()
 
 
 def optimization(trainer: Trainer) -> tuple[list[Any], list[Any]]:

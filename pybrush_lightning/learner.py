@@ -65,7 +65,7 @@ class LightningLearner:
         return {
             "module": state.read_module(self.module),
             "callbacks": state.read_callbacks(self.trainer, self.module),
-            "optimization": copy.deepcopy(self._optimization),
+            "optimization": copy.deepcopy(self._optimization) or state.read_start(self.trainer),
             "counters": [self.counters.epochs, self.counters.steps, self.counters.batches],
         }
 

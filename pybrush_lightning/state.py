@@ -113,12 +113,22 @@ def read_optimization(trainer: Trainer) -> Tree:
     }
 
 
+def read_start(trainer: Trainer) -> Tree | None:
+    """Return the part of the optimization that a shard does not make anew: a gradient scaler's state, if there is one.
+
+    The trainer's own scaler goes on from wherever the stage that ran last left it.
+    """
+    precision = trainer.precision_plugin.state_dict()
+    return {"precision": precision} if precision else None
+
+
 def write_optimization(trainer: Trainer, tree: Tree) -> None:
-    """Put fresh optimizers and schedulers into the state that `read_optimization` returned."""
-    for optimizer, state in zip(trainer.optimizers, tree["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
-    for config, state in zip(trainer.lr_scheduler_configs, tree["schedulers"], strict=True):
-        config.scheduler.load_state_dict(state)
+    """Put fresh optimizers and schedulers into the state that `read_optimization` or `read_start` returned."""
+    if "optimizers" in tree:
+        for optimizer, state in zip(trainer.optimizers, tree["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        for config, state in zip(trainer.lr_scheduler_configs, tree["schedulers"], strict=True):
+            config.scheduler.load_state_dict(state)
     trainer.precision_plugin.load_state_dict(tree["precision"])
 
 

@@ -29,7 +29,7 @@ _CALLBACKS = {
     "BatchSizeFinder": "call Tuner(trainer).scale_batch_size(...) before the fit",
     "SpikeDetection": "leave it out: what it skips depends on the losses of other rows and is kept in a file",
 }
-_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed")
 
 
 def check_training(trainer: Trainer, module: LightningModule, loader: Any = None) -> None:
