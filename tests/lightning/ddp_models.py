@@ -69,6 +69,15 @@ class Watched(Net):
         self.log("val_loss", loss, batch_size=len(y), sync_dist=True)
 
 
+class Plateau(Watched):
+    """Lowers its rate by what all ranks together see of the validation data."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
 class Tally:
     """An object that no state can hold."""
 

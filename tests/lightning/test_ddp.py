@@ -5,89 +5,24 @@ Each launch imports torch in every process, so one launch answers many questions
 
 import copy
 import json
-import os
-import pickle
-import socket
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
-import lightning
-import numpy as np
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import nn
 
-from pybrush.errors import FingerprintError, UnsupportedError
-from pybrush.learner import Horizon
-from pybrush.plan.order import Seeds
+from pybrush.errors import FingerprintError
 from pybrush.record import Record
-from pybrush_lightning import SISA
-from pybrush_lightning.stage_data import Share, StageBatchSampler, loader_plan
-from pybrush_lightning.supported import check_training
 from tests import reference
+from tests.lightning.launched import NAMES, free_port, fresh_fit, launch, noted, run, same
 from tests.lightning.models import Net, Rows
 from tests.lightning.test_bitwise import assert_same_record
 from tests.lightning.twin import CASES, KEY, SEED, data_for, trainer_for
 
 pytestmark = pytest.mark.timeout(900)  # processes that import torch, several times on two shared cores
 
-ROOT = Path(__file__).parents[2]
-GONE = [3, 20]
-NAMES = [Rows().names[row] for row in GONE]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-
-def launch(folder, steps, command=(sys.executable,), ranks=2, falls="", **plan):
-    """Run a script in as many processes as its trainer says; return what each rank noted."""
-    folder.mkdir(exist_ok=True)
-    initial = plan.pop("initial", folder / "initial.pt")
-    (folder / "plan.json").write_text(json.dumps({"initial": str(initial), "steps": steps, **plan}))
-    (done,) = run(folder, [command], falls)
-    if falls:
-        assert done.returncode != 0
-        return done.stderr
-    return noted(folder, [done], ranks)
-
-
-def run(folder, commands, falls=""):
-    """Run the script of a folder under some launchers at once, each as if it were alone on its machine."""
-    hidden = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "PL_GLOBAL_SEED")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"OMP_NUM_THREADS": "1", "FALLS": falls}
-    settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 400}
-    script = ["-m", "tests.lightning.ddp_script", str(folder / "plan.json")]
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda command: subprocess.run([*command, *script], **settings), commands))
-
-
-def noted(folder, done, ranks):
-    """Return what each rank noted when all of them have ended."""
-    assert all(process.returncode == 0 for process in done), [process.stderr[-5000:] for process in done]
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(ranks)]
-
-
-def free_port():
-    """Return a port on which nothing listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def same(one, other):
-    """Whether two notes are equal, bit for bit where they are tensors."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
-def fresh_fit(folder, initial, gone=GONE, **plan):
-    """Fit without some rows, in new processes and an empty folder; return what it answers."""
-    answers = [["fit"], ["state", "state"], ["answers", "answers"]]
-    return launch(folder, answers, initial=initial, gone=gone, **plan)
 
 
 @pytest.fixture(scope="module")
@@ -201,48 +136,6 @@ def test_one_process_does_not_serve_a_record_of_two(told, call):
     serve = {"fit": trainer.fit, "unlearn": partial(trainer.unlearn, ids=[Rows().names[5]])}[call]
     with pytest.raises(FingerprintError, match=r"trained by 2 processes.*devices=2, strategy='ddp'"):
         serve(model=Net(), **data_for(CASES["ids"]))
-
-
-# Batches
-
-
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_ranks_share_every_row_of_an_epoch_in_equally_many_batches(world, size, drop_last):
-    for rows in range(2, 4 * size + 2):
-        order = [7 * row + 1 for row in np.random.default_rng(rows).permutation(rows).tolist()]
-        each = max(-(-rows // world), 2 if size > 1 else 1)
-        for rank in range(world):
-            # Row by row: the i-th of this rank is the (rank + world i)-th of the epoch, which begins again at its end.
-            own = [order[(rank + world * i) % rows] for i in range(each)]
-            sampler = sampler_over(order, rank, world, size, drop_last)
-            found = list(sampler)
-            assert found == reference.batches(own, size, drop_last)
-            assert len(sampler) == len(found)
-            assert size == 1 or min(map(len, found)) > 1
-        if not drop_last:
-            shared = [list(sampler_over(order, rank, world, size, False)) for rank in range(world)]
-            assert {row for batches in shared for batch in batches for row in batch} == set(order)
-
-
-def sampler_over(order, rank, world, size, drop_last):
-    data = torch.utils.data.DataLoader(range(1000), batch_size=size, drop_last=drop_last, shuffle=True)
-    rows, horizon = (lambda _: np.array(order)), Horizon(0, 0, 1, 0, 1)
-    return StageBatchSampler(loader_plan(data), rows, horizon, Seeds(1, 0, 0), Share(rank, world), torch.Generator())
-
-
-def test_workers_draw_other_numbers_on_each_rank_and_one_process_draws_as_ever():
-    drawn = []
-    for share in (Share(), Share(0, 2), Share(1, 2)):
-        loader, generator = torch.utils.data.DataLoader(range(9), batch_size=2, shuffle=True), torch.Generator()
-        sampler = StageBatchSampler(
-            loader_plan(loader), lambda _: np.arange(9), Horizon(0, 0, 1, 0, 1), Seeds(1, 0, 0), share, generator
-        )
-        iter(sampler)
-        drawn.append(generator.initial_seed())
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[2] == reference.seed_of(1, 0, 0, 0, "workers", 1) & (2**63 - 1)
 
 
 # Against plain torch
@@ -360,6 +253,7 @@ VARIANTS = {
         "module": "Watched", "callbacks": ["stopping"], "validation": True, "sisa": {"slices": 1, "shards": 3},
         "trainer": {"max_epochs": 6},
     },
+    "plateau": {"module": "Plateau", "validation": True, "trainer": {"max_epochs": 4}},
     "workers": {
         "rows": "Noisy", "loader": {"num_workers": 2, "batch_size": 4}, "sisa": {"shards": 1, "content": "off"}
     },
@@ -393,27 +287,6 @@ def test_another_setting_of_ddp_is_another_training(tmp_path):
     plan = {"trainer": {"strategy": "ddp_find_unused_parameters_true"}}
     for facts in launch(tmp_path, [["refused", "other", "fit"]], **plan):
         assert facts["other"][0] == "FingerprintError" and "find_unused" in facts["other"][1]
-
-
-class Own(SISA):
-    """A callback that a user derived."""
-
-    def __init__(self, **settings):
-        super().__init__(**settings)
-        self.extra = "kept"
-
-
-def test_what_spawned_processes_are_told_of_a_callback_is_its_settings(tmp_path):
-    sisa = Own(record=tmp_path / "record", shards=2, key=KEY, ids="names")
-    trainer = lightning.Trainer(
-        callbacks=[sisa], max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False
-    )
-    trainer.fit(Net(), **data_for(CASES["ids"]))
-    told = pickle.loads(pickle.dumps(sisa))
-    names = ("shards", "slices", "record", "naming", "how", "space", "key", "seed", "extra")
-    assert [getattr(told, name) for name in names] == [getattr(sisa, name) for name in names]
-    assert sisa.given.module is not None and told.given.module is None
-    assert told.recorded().constituents() == sisa.recorded().constituents()
 
 
 # Failures
@@ -478,9 +351,13 @@ def test_a_record_of_one_process_is_not_served_by_two_and_the_refusal_is_the_sam
 
 
 @pytest.mark.long
-def test_a_request_on_a_missing_record_is_refused_on_both_ranks(tmp_path):
+def test_a_request_on_a_missing_record_is_refused_on_both_ranks_and_a_fit_makes_one_key(tmp_path):
     ask = {"name": "none", "ask": {"ids": NAMES}}
-    for facts in launch(tmp_path, [["refused", "request", "unlearn_anew", ask], ["fit"], ["state", "state"]]):
+    steps = [["refused", "request", "unlearn_anew", ask], ["fit"], ["state", "state"]]
+    ranks = launch(tmp_path, steps, sisa={"key": None})
+    assert [path.name for path in tmp_path.glob("*.key")] == ["record.key"]
+    assert same(ranks[0]["state"], ranks[1]["state"])
+    for facts in ranks:
         assert facts["request"][0] == "RecordError" and "fit with this SISA callback first" in facts["request"][1]
 
 
@@ -491,36 +368,3 @@ def test_other_rows_on_another_rank_are_refused_on_both_before_anything_is_made(
     for facts in launch(tmp_path, [["refused", "fit", "fit"]], rows=rows, sisa=sisa):
         assert facts["fit"][0] == "ConfigurationError" and "rank 1 holds other training rows" in facts["fit"][1]
     assert not (tmp_path / "record").exists()
-
-
-# Refusals
-
-
-class Mine(DDPStrategy):
-    pass
-
-
-REFUSED = {
-    "a strategy of one's own": ({"strategy": Mine()}, "strategy=Mine with 2 processes: use strategy='ddp'"),
-    "batch norm over ranks": ({"strategy": "ddp", "sync_batchnorm": True}, "sync_batchnorm with strategy='ddp'"),
-    "a hook": ({"strategy": DDPStrategy(ddp_comm_hook=len)}, "ddp_comm_hook with strategy='ddp'"),
-    "averaging": ({"strategy": DDPStrategy(model_averaging_period=2)}, "model_averaging_period with strategy='ddp'"),
-    "one process": ({"strategy": "ddp", "devices": 1}, "strategy=DDPStrategy: leave strategy= out"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_averages_in_another_way_or_elsewhere_is_refused_by_name(name):
-    settings, match = REFUSED[name]
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "max_epochs": 1}
-    trainer = lightning.Trainer(**(quiet | {"accelerator": "cpu", "devices": 2} | settings))
-    with pytest.raises(UnsupportedError, match=match):
-        check_training(trainer, Net(), 1)
-
-
-def test_sharded_models_are_refused_by_name():
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "max_epochs": 1}
-    trainer = lightning.Trainer(**quiet, accelerator="cpu", devices=1)
-    trainer._accelerator_connector.strategy = FSDPStrategy()
-    with pytest.raises(UnsupportedError, match="strategy=FSDPStrategy"):
-        check_training(trainer, Net(), 1)
