@@ -361,8 +361,8 @@ class SISA(_private.CallbackBase):
             return
         if path == callback[0].best_model_path:
             raise UnsupportedError(
-                "without a model Lightning loads ckpt_path='best', which is the best epoch of one shard, not the "
-                "aggregate. Pass the model: trainer.test(model, dataloaders=...)."
+                "ckpt_path='best', which Lightning also takes where no model is given, is the best epoch of one shard, "
+                "not the aggregate. Pass the model without ckpt_path: trainer.test(model, dataloaders=...)."
             )
 
 
