@@ -84,8 +84,8 @@ def _not_best(trainer: Trainer, record: Record | None, path: str) -> str:
     callback = checkpoint_callbacks(trainer)[:1]
     if several and callback and callback[0].monitor is not None and path == callback[0].best_model_path:
         raise UnsupportedError(
-            "without a model Lightning loads ckpt_path='best', which is the best epoch of one shard, not the "
-            "aggregate. Pass the model: trainer.test(model, dataloaders=...)."
+            "ckpt_path='best', which Lightning also takes where no model is given, is the best epoch of one shard, "
+            "not the aggregate. Pass the model without ckpt_path: trainer.test(model, dataloaders=...)."
         )
     return path
 
