@@ -62,5 +62,8 @@ def renewed(optimizers: list[Any], configs: list[Any]) -> Iterator[None]:
             item.load_state_dict(state)
 
 
-def _has_trained(state: dict[str, Any]) -> bool:
+def _has_trained(state: Any) -> bool:
+    """Whether what an optimizer keeps of a parameter comes from a step, as torch's own optimizers write it."""
+    if not isinstance(state, dict):
+        return False
     return float(state.get("step", 0)) > 0 or state.get("momentum_buffer") is not None

@@ -78,7 +78,9 @@ def test_one_entry_on_the_command_line_is_enough_and_forward_is_answered_by_all_
     assert logged(tmp_path / "here") == pytest.approx(
         accuracy_of_the_aggregate(tmp_path / "here/record", monkeypatch), abs=1e-6
     )
-    assert list(tmp_path.glob("here/runs/*/checkpoints/*.ckpt")) and list(tmp_path.glob("here/runs/*/tensorboard/*/*"))
+    assert list(tmp_path.glob("here/runs/*/checkpoints/**/*.ckpt")) and list(
+        tmp_path.glob("here/runs/*/tensorboard/*/*")
+    )
 
 
 @pytest.mark.long
