@@ -139,7 +139,8 @@ class SISA(_private.CallbackBase):
         """Take over the fit loop's `run`; refuse what cannot be trained exactly, in one message."""
         self._close()
         if _private.is_trial_run(trainer):
-            _log.warning("this is a trial run (fast_dev_run, overfit_batches or a Tuner): SISA makes no record of it")
+            if stage == "fit":
+                _log.warning("a trial run (fast_dev_run, overfit_batches or a Tuner): SISA makes no record of it")
             return
         if stage != "fit":
             self._stack.enter_context(resume.best_refused(trainer, self.recorded))
