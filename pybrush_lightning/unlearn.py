@@ -214,7 +214,6 @@ def _take_over(learner: LightningLearner, given: Given, served: _Served) -> None
     """Let trainer and callback say what the module holds now."""
     sisa = learner.sisa
     if served.held is not None:
-        sisa.keep()
         sisa.given = given
         sisa.mark(learner, served.held)
         _private.set_progress(learner.trainer.fit_loop, learner.epochs, learner.counters.steps, 0)
