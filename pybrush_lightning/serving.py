@@ -135,7 +135,6 @@ def _take_over(learner: LightningLearner, given: Given, served: _Served) -> None
     """Let trainer and callback say what the module holds now."""
     sisa = learner.sisa
     if served.held is not None:
-        sisa.keep()
         sisa.given = given
         _private.set_progress(learner.trainer.fit_loop, learner.limits.epochs, learner.counters.steps, 0)
         sisa.mark(learner, served.held)

@@ -182,15 +182,15 @@ class SISA(_private.CallbackBase):
         self.undo(trainer, pl_module)
 
     def undo(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the user's objects back as they were when the fit began, unless `keep` was called."""
+        """Put the user's objects back as they were when the fit began, unless it is over."""
         if self._connected is not None:
             _private.connect_optimization(trainer, *self._connected)
         if self._before is not None:
             self._before.put_back(trainer, pl_module)
             self._mark = self._before.mark
-        self.keep()
+        self._keep()
 
-    def keep(self) -> None:
+    def _keep(self) -> None:
         """Let the user's objects stay as they are now, whatever comes."""
         self._before = self._connected = None
 
@@ -351,7 +351,7 @@ class SISA(_private.CallbackBase):
             self.job.run()
         else:
             self._fit(trainer, module, limits, before)
-        self.keep()
+        self._keep()
 
     def _fit(self, trainer: Trainer, module: LightningModule, limits: Limits, before: Before) -> None:
         source, loop = _private.train_source(trainer), trainer.fit_loop

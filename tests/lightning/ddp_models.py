@@ -47,8 +47,12 @@ class Split(Rows):
 class Watched(Net):
     """Draws its rate, validates, notes on each rank which rows it was given and what it drew, and falls where told.
 
-    FALLS names a rank and an epoch, such as "1:2".
+    FALLS names a rank and an epoch, such as "1:2". A buffer counts validations, the sanity check's too.
     """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("validations", torch.zeros(()), persistent=False)
 
     def training_step(self, batch, index):
         epoch, rank = self.trainer.current_epoch, self.trainer.global_rank
@@ -64,6 +68,7 @@ class Watched(Net):
         return torch.optim.SGD(self.parameters(), lr=0.1 + 0.01 * float(torch.rand(())), momentum=0.9)
 
     def validation_step(self, batch, index):
+        self.validations += 1
         x, y = batch
         loss = nn.functional.cross_entropy(nn.functional.dropout(self(x), 0.1), y)
         self.log("val_loss", loss, batch_size=len(y), sync_dist=True)
