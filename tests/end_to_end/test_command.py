@@ -238,7 +238,7 @@ def test_other_refusals_have_one_message_too(here, capsys):
         ([*TINY, "callbacks.sisa.ids=[ann,bob]", "callbacks.sisa.record=new"], "name the column"),
         ([*TINY, "~callbacks.sisa"], "callbacks=sisa"),
         ([*TINY, "adapter=abacus"], "pip install 'pybrush[abacus]'"),
-        ([*TINY, "+trainer.max_steps=3", "callbacks.sisa.record=new"], "max_steps"),
+        ([*TINY, "+trainer.max_time='00:01:00:00'", "callbacks.sisa.record=new"], "max_time"),
     ):
         assert main(words) == 1, words
         message = capsys.readouterr().err
