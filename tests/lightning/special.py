@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.lightning.models import KILL, Data, Rows, Validated
+from tests.lightning.models import KILL, Data, Net, Rows, Validated
 
 
 class Adversaries(lightning.LightningModule):
@@ -62,3 +62,10 @@ class Changing(Data):
         torch.rand(epoch + 1)  # a loading that draws must not move the training's random numbers
         held_out = Rows(rows=12, seed=9 + epoch)
         return DataLoader(TensorDataset(held_out.x, held_out.y), batch_size=5)
+
+
+def compiled_net():
+    """Return a module whose forward runs compiled, without a compiler that rounds in a way of its own."""
+    module = Net()
+    module.compile(backend="eager")
+    return module

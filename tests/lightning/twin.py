@@ -18,9 +18,16 @@ from typing import Any
 import lightning
 import pytorch_lightning as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
+import pybrush_lightning
 from pybrush_lightning import SISA
 from tests.lightning.models import (
     KILL,
@@ -38,7 +45,7 @@ from tests.lightning.models import (
     Validated,
     WithLoader,
 )
-from tests.lightning.special import Adversaries, Changing, ValidatedByEpoch
+from tests.lightning.special import Adversaries, Changing, ValidatedByEpoch, compiled_net
 
 KEY, SEED = bytes(range(32)), 5
 
@@ -144,7 +151,25 @@ CASES |= {
     "two optimizers by hand in slices": Case(Adversaries, trainer={"max_steps": 15}),
 }  # fmt: skip
 
-LONG = {"workers"}
+CASES |= {
+    "in order without short batches": Case(loader={"shuffle": False, "drop_last": True}, sisa={"ids": "names"}),
+    "workers that stay": Case(
+        loader={"num_workers": 2, "persistent_workers": True, "prefetch_factor": 3}, rows=Noisy, shards=1,
+        sisa={"ids": "names", "content": "off"},
+    ),
+    "everything that watches": Case(
+        Validated, validation=True, trainer={"logger": True, "enable_progress_bar": True, "enable_checkpointing": True},
+        callbacks=(RichProgressBar, lambda: LearningRateMonitor("step"), lambda: ModelCheckpoint(monitor="val_loss")),
+    ),
+    "watched in the other package": Case(
+        OtherNet, package=pl, trainer={"logger": True, "enable_progress_bar": True},
+        callbacks=(lambda: pl.callbacks.LearningRateMonitor("epoch"), pl.callbacks.TQDMProgressBar),
+    ),
+    "compiled": Case(compiled_net),
+    "the typed trainer": Case(package=pybrush_lightning),
+}  # fmt: skip
+
+LONG = {"workers", "workers that stay"}
 """Cases that are left to the long run."""
 
 
