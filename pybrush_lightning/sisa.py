@@ -27,7 +27,7 @@ from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, loggers, progress, ranks, resume, state
+from pybrush_lightning import _private, aggregate, checkpoints, loggers, progress, ranks, resume
 from pybrush_lightning.aggregate_step import AggregateStep, check_part
 from pybrush_lightning.around_fit import Before, Given, Held, Job, Mark, Meter, Optimization, given_to, loaders_of
 from pybrush_lightning.evaluation import Evaluation, held_shard
@@ -316,28 +316,14 @@ class SISA(_private.CallbackBase):
             checkpoints.register(record, path, self._mark.key)
             self._warn_of_one(record, path)
 
-    def after_spawn(self, trainer: Trainer) -> None:
-        """Let the module hold what the processes that trained it left in the record, bit for bit.
-
-        Lightning itself hands back the state dict alone, without other buffers and attributes.
-        """
-        record, module = self.recorded(), trainer.lightning_module
-        if record is None or _private.is_trial_run(trainer):
-            return
-        held = Held.of(record)
-        tree = record.store.load(held.key)[0]
-        state.write_module(module, tree["module"])
-        state.write_callbacks(trainer, module, tree["callbacks"])
-        self.given = Given(module)
-        self._point(trainer, module, held)
-
     def mark(self, learner: LightningLearner, held: Held) -> None:
         """Note which constituent the module holds now, and let checkpoints and optimizers fit it."""
-        self._point(learner.trainer, learner.module, held)
+        self.point(learner.trainer, learner.module, held)
         learner.connect_held_optimization()
         _private.set_log_step(learner.trainer.fit_loop, self._steps.next)
 
-    def _point(self, trainer: Trainer, module: LightningModule, held: Held) -> None:
+    def point(self, trainer: Trainer, module: LightningModule, held: Held) -> None:
+        """Note which constituent a module holds now, and let the ModelCheckpoints point to its files."""
         self._mark = Mark(weakref.ref(module), held.key)
         checkpoints.point_to(trainer, held.checkpoints)
 

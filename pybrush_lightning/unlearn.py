@@ -24,6 +24,7 @@ from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.resume import look_in_stages
 from pybrush_lightning.serving import Terms, serve_here, serve_on_ranks, sisa_of
 from pybrush_lightning.sisa import SISA
+from pybrush_lightning.spawned import after_spawn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer as AnyTrainer
@@ -126,11 +127,4 @@ def attach() -> None:
         if not os.environ.get("PYBRUSH_NO_PATCH"):
             trainer_class.unlearn = unlearn  # type: ignore[attr-defined]
     look_in_stages(SISA)
-    _private.wrap_recovery(_after_spawn)
-
-
-def _after_spawn(trainer: AnyTrainer) -> None:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by the callback connector
-    for callback in callbacks:
-        if isinstance(callback, SISA):
-            callback.after_spawn(trainer)
+    _private.wrap_recovery(after_spawn)
