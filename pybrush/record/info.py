@@ -177,7 +177,7 @@ def info(record: Record) -> RecordInfo:
 
 
 def _made(record: Record) -> str:
-    planned = record.ledger.rows("SELECT time FROM events WHERE kind = 'planned' ORDER BY number LIMIT 1")
+    planned = record.ledger.rows("SELECT time FROM events WHERE kind = 'planned'")
     if not planned:
         raise CorruptRecordError(f"events are missing from {record.ledger.path}: planned. Restore it from a backup.")
     return str(planned[0][0])
