@@ -37,10 +37,10 @@ def rows():
 def left_open(tmp_path_factory, rows):
     """A folder with a training, one request that was sealed and one that failed twelve days ago; never written to."""
     folder = tmp_path_factory.mktemp("open")
-    (folder / "own_code.py").write_text(OWN)
-    request = ["unlearn", "record=records/digits", "allow=[own_code]"]
+    (folder / "own_fault.py").write_text(OWN)
+    request = ["unlearn", "record=records/digits", "allow=[own_fault]"]
     with chdir(folder):
-        assert main([*TINY, "+callbacks.fail={_target_: own_code.Failure}", "trainer.enable_checkpointing=true"]) == 0
+        assert main([*TINY, "+callbacks.fail={_target_: own_fault.Failure}", "trainer.enable_checkpointing=true"]) == 0
         assert main([*request, forget(folder, rows.ids[:3])]) == 0
         (folder / "fail").touch()
         assert main([*request, forget(folder, rows.ids[3:5])]) == 1
