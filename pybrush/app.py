@@ -1,9 +1,10 @@
-"""The `pybrush` command: train a record from a configuration, forget from it, price it, verify it.
+"""The `pybrush` command: train a record from a configuration, forget from it, price it, verify it, look into it.
 
     pybrush plan experiment=mnist5k_sisa
     pybrush train experiment=mnist5k_sisa
     pybrush unlearn record=records/mnist5k forget.file=ids.txt guarantee=exact
     pybrush verify record=records/mnist5k
+    pybrush info record=records/mnist5k
 
 This file is the way in and the way out: which command is meant, and how errors and interruptions are told.
 What each command does is in `pybrush.commands`. Guide: README.md.
@@ -29,6 +30,7 @@ usage: pybrush COMMAND [KEY=VALUE] ...
   pybrush unlearn record=FOLDER forget.file=FILE guarantee=exact
                                            forget what the file names, and say what is guaranteed
   pybrush verify record=FOLDER             look whether everything is true that must be true of a record
+  pybrush info record=FOLDER               tell what a record holds: rows, stages, requests, bytes on disk
 
 Each command has its own --help. Exit status: 0 done, 1 refused or failed; verify: 0 clean, 1 a defect,
 2 something is unfinished. PYBRUSH_DEBUG=1 shows where an error came from.
@@ -65,7 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    known = {"plan": commands.plan, "train": commands.train, "unlearn": commands.unlearn, "verify": commands.verify}
+    known = {
+        "plan": commands.plan,
+        "train": commands.train,
+        "unlearn": commands.unlearn,
+        "verify": commands.verify,
+        "info": commands.info,
+    }
     if name not in known:
         raise ConfigurationError(f"there is no such command; there are {', '.join(known)}. See pybrush --help.")
     for package, module in (("hydra-core", "hydra"), ("rich", "rich")):

@@ -1,4 +1,4 @@
-"""What each command does: plan, train, unlearn and verify.
+"""What each command does: plan, train, unlearn, verify and info.
 
 `train` leaves the composed configuration in the record, and `unlearn` builds model, data and trainer from it,
 from modules that are trusted by name alone. Only `train` is a Hydra job with an output folder: the others
@@ -7,12 +7,13 @@ write nothing but the record. Guide: README.md.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from pybrush.errors import ConfigurationError, RecordError
 from pybrush.plan.forecast import Sizes, stage_bytes_of
 from pybrush.record import Record
 from pybrush.record.files import make_folder, replace, unlink
-from pybrush.settings import PlanSettings, UnlearnSettings, VerifySettings, path_of
+from pybrush.settings import InfoSettings, PlanSettings, UnlearnSettings, VerifySettings, path_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -107,6 +108,21 @@ def verify(words: Sequence[str]) -> int:
         record.close()
     tables.show_verification(record, found)
     return 0 if found.is_clean else 2
+
+
+def info(words: Sequence[str]) -> int:
+    """Tell what a record holds, as a table or, for a monitor, as JSON."""
+    settings = settings_of("info", words, InfoSettings)
+    record = Record.open(path_of(settings.record))
+    try:
+        found = record.info()
+    finally:
+        record.close()
+    if settings.as_json:
+        sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n")
+    else:
+        tables.show_info(found)
+    return 0
 
 
 # Planning

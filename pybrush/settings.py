@@ -1,4 +1,4 @@
-"""What `pybrush plan`, `unlearn` and `verify` can be told: the shape of the YAML files of these names in conf/pybrush.
+"""What `pybrush plan`, `unlearn`, `verify` and `info` can be told: the shape of their YAML files in conf/pybrush.
 
 The YAML files document each setting and hold the defaults; here are their types, and the checks of the words
 on the command line before Hydra sees them.
@@ -62,6 +62,14 @@ class VerifySettings:
     """verify.yaml."""
 
     record: str
+
+
+@dataclass(frozen=True)
+class InfoSettings:
+    """info.yaml."""
+
+    record: str
+    as_json: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pybrush.guarantee import Exact
 from pybrush.plan import epochs_per_slice, forecast
 from pybrush.plan.forecast import Price, Sizes
-from pybrush.record import Record, Verification
+from pybrush.record import Record, RecordInfo, Verification
+from pybrush.record.info import HeldRequest
 from pybrush.result import UnlearnResult
 
 if TYPE_CHECKING:
@@ -101,6 +102,41 @@ def show_verification(record: Record, found: Verification) -> None:
         ("stages to be collected", len(found.unwanted)),
         ("files of user code", found.artefacts),
     ])  # fmt: skip
+
+
+def show_info(found: RecordInfo) -> None:
+    """Show what a record holds."""
+    disk, artefacts, marks = found.disk, found.artefacts, found.suppressions
+    states = [f"{count} {state}" for state, count in found.request_states.items()]
+    _show("record", [
+        ("record", found.folder),
+        ("made", f"{found.made} by the adapter {found.adapter}"),
+        ("secret key", "found" if found.has_key else "not found here; requests need it"),
+        ("rows", f"{found.rows:,}; {found.samples:,} different samples"),
+        ("people", f"{found.subjects:,}" if found.subjects else "none named"),
+        ("shards x slices", f"{found.shards} x {found.slices}, of a fit of {found.epochs} epochs"),
+        ("rows of a shard", f"{found.fewest_rows:,} to {found.most_rows:,}"),
+        ("stages built", f"{found.stages_built} of {found.stages_wanted}"),
+        ("constituents", f"{len(found.constituents)} of {found.shards} shards"),
+        ("on disk", f"{_bytes(disk.everything)}; stages {_bytes(disk.stages)}, initial state {_bytes(disk.initial)}, "
+                    f"ledger {_bytes(disk.ledger)}"),
+        ("files of user code", f"{artefacts.count}, {_bytes(artefacts.bytes)}; {artefacts.absent} no longer exist"),
+        ("marks of the forgotten", f"{marks.count:,}" + (f", the oldest of {marks.oldest}" if marks.oldest else "")),
+        ("requests", ", ".join(states) or "none"),
+        *(row for request in found.requests for row in _request_rows(found.folder, request)),
+    ])  # fmt: skip
+
+
+def _request_rows(folder: str, request: HeldRequest) -> Rows:
+    times = {"accepted": request.accepted, "committed": request.committed, "sealed": request.sealed}
+    told = ", ".join(f"{name} {time}" for name, time in times.items() if time is not None)
+    age = "" if request.days is None else f", {request.days} days old"
+    yield f"request {request.number}", f"{request.state}{age}; {request.method} of {request.rows:,} rows; {told}"
+    ways = {
+        "unlearn": "finish it: mend the cause and call unlearn again, which finishes it first",
+        "cancel": f"or withdraw it: Record.open({folder!r}).cancel({request.number})",
+    }
+    yield from (("", ways[way]) for way in request.ways_out)
 
 
 def show_line(text: str) -> None:

@@ -1,6 +1,7 @@
 """The record: what a training run leaves on disk so that samples can be forgotten later."""
 
+from pybrush.record.info import RecordInfo
 from pybrush.record.record import Record, RecordPlan, RequestInfo
 from pybrush.record.verify import Verification
 
-__all__ = ["Record", "RecordPlan", "RequestInfo", "Verification"]
+__all__ = ["Record", "RecordInfo", "RecordPlan", "RequestInfo", "Verification"]

@@ -55,10 +55,18 @@ _SETTINGS = (
 _PIECE = 1000
 """Rows that `pieces` fetches at a time: more cost memory, fewer time."""
 
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
 
 def now() -> str:
     """Return the time in UTC to the second, ISO 8601."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime(_TIME)
+
+
+def days_since(time: str) -> int:
+    """Return the whole days since a time that `now` gave."""
+    then = datetime.strptime(time, _TIME).replace(tzinfo=UTC)
+    return (datetime.now(UTC) - then).days
 
 
 class Ledger:
@@ -113,6 +121,16 @@ class Ledger:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all queries of the block see one state of the ledger; who commits meanwhile waits, so be quick."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query.

@@ -27,6 +27,7 @@ from pybrush.record.secret import KeySource, find_key, lost_key
 from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
+    from pybrush.record.info import RecordInfo
     from pybrush.record.verify import Verification
 
 OrderKind = Literal["shuffled", "sequential"]
@@ -233,6 +234,16 @@ class Record:
         home = self.folder.resolve()
         rows = self.ledger.rows("SELECT path, stage FROM artefacts ORDER BY path")
         return {str(home / path): stage for path, stage in rows}
+
+    def info(self) -> RecordInfo:
+        """Return what the record holds, in numbers: rows, stages, requests, bytes. It reads no sample and needs no key.
+
+        Raises:
+            CorruptRecordError: where the ledger is damaged.
+        """
+        from pybrush.record.info import info
+
+        return info(self)
 
     def verify(self) -> Verification:
         """Check everything that must be true of the record.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pybrush.errors import CorruptRecordError, ErasureError
@@ -12,7 +11,7 @@ from pybrush.plan.graph import Stage
 from pybrush.record import states
 from pybrush.record.collect import check_gone, files_but, gone_names
 from pybrush.record.fingerprint import semantic_digest
-from pybrush.record.ledger import check_events
+from pybrush.record.ledger import check_events, days_since
 from pybrush.record.record import Record
 from pybrush.record.samples import read_samples
 from pybrush.record.transaction import open_request, pending_path, unfinished
@@ -61,7 +60,7 @@ def verify(record: Record) -> Verification:
         else:
             missing.append(stage.key)
     pending = tuple(
-        f"{request.number}: {request.state}, {_days(request.accepted)} days old" for request in unfinished(record)
+        f"{request.number}: {request.state}, {days_since(request.accepted)} days old" for request in unfinished(record)
     )
     _check_release(record)
     _check_open_request(record)
@@ -181,8 +180,3 @@ def _check_artefacts(record: Record, wanted: set[str]) -> int:
     if left:
         raise ErasureError(f"files of stages that are forgotten still exist: {json.dumps(left)}.")
     return sum(Path(path).exists() for path in record.artefacts())
-
-
-def _days(accepted: str) -> int:
-    then = datetime.strptime(accepted, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    return (datetime.now(UTC) - then).days

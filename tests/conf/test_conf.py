@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pybrush.app import main
 from pybrush.errors import MissingExtraError
 from pybrush.record import Record
-from pybrush.settings import PlanSettings, UnlearnSettings, VerifySettings, leaves
+from pybrush.settings import InfoSettings, PlanSettings, UnlearnSettings, VerifySettings, leaves
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "pybrush"
 GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -74,7 +74,9 @@ def test_a_group_file_has_no_interpolation_since_it_is_mounted_in_two_places(pat
     assert "${" not in (CONF / path).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "shape"), [("unlearn", UnlearnSettings), ("verify", VerifySettings)])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("unlearn", UnlearnSettings), ("verify", VerifySettings), ("info", InfoSettings)]
+)
 def test_a_settings_file_has_the_fields_and_defaults_of_its_dataclass(name, shape):
     required = {"record": "here", "missing": True} if shape is UnlearnSettings else {"record": "here"}
     found = dict(leaves(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))))

@@ -1,0 +1,233 @@
+"""What a record holds, in plain numbers: for a privacy officer, an engineer, or a monitor.
+
+It needs neither the key nor a framework, and tells of counts, days and places alone: no name of a sample or a
+person, and no path of a file that user code wrote, since such a path may hold one. Counting is left to SQLite,
+so that a million samples never lie in memory. Whether all of it is true is asked of `Record.verify`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pybrush.errors import CorruptRecordError
+from pybrush.record.ledger import days_since
+from pybrush.record.record import Record, RequestInfo
+from pybrush.record.transaction import UNFINISHED
+
+Way = Literal["unlearn", "cancel"]
+
+
+@dataclass(frozen=True)
+class DiskBytes:
+    """Bytes on disk, as the sizes of files add up.
+
+    Attributes:
+        stages: of all trained stages that are published.
+        initial: of the initial state.
+        ledger: of the ledger.
+        everything: of every file in the record's folder, these included.
+    """
+
+    stages: int
+    initial: int
+    ledger: int
+    everything: int
+
+
+@dataclass(frozen=True)
+class HeldArtefacts:
+    """Registered files and folders of user code, such as checkpoints.
+
+    Attributes:
+        count: how many are registered, a folder and a file inside it as two.
+        bytes: of those that exist, wherever they lie, each file once.
+        absent: how many no longer exist.
+    """
+
+    count: int
+    bytes: int
+    absent: int
+
+
+@dataclass(frozen=True)
+class HeldRequest:
+    """One request, with what can be done about it.
+
+    Attributes:
+        number: counted from 1.
+        state: "pending", "committed", "collected", "sealed" or "cancelled".
+        method: such as "rebuild".
+        rows: rows it strikes, copies counted.
+        accepted: time in UTC. committed: time, or None. sealed: time, or None.
+        days: whole days since it was accepted; None once it is sealed or cancelled.
+        ways_out: how it comes to an end: "unlearn" finishes it, "cancel" withdraws it, which is possible until it is
+            committed; empty once it has ended.
+    """
+
+    number: int
+    state: str
+    method: str
+    rows: int
+    accepted: str
+    committed: str | None
+    sealed: str | None
+    days: int | None
+    ways_out: tuple[Way, ...]
+
+
+@dataclass(frozen=True)
+class Suppressions:
+    """Marks of what was forgotten, so that it is not trained on again.
+
+    Attributes:
+        count: how many names are marked, of samples and of subjects.
+        oldest: the first day of any, as 2026-01-31; None where there are none.
+    """
+
+    count: int
+    oldest: str | None
+
+
+@dataclass(frozen=True)
+class RecordInfo:
+    """What a record holds.
+
+    Attributes:
+        folder: where it lies.
+        adapter: which adapter made it.
+        made: time in UTC at which it was planned.
+        has_key: whether a secret key was found for it.
+        rows: rows in the model, copies counted.
+        samples: different samples among them.
+        subjects: people whose rows are among them, where subjects were named.
+        shards: S. slices: R.
+        epochs: the e that was asked for.
+        fewest_rows: rows of the smallest shard. most_rows: rows of the largest.
+        stages_built: stages on disk, of those that are wanted.
+        stages_wanted: stages that the samples call for, and those that an unfinished request does.
+        constituents: shard -> key of its last stage, of the shards where that is built.
+        disk: bytes on disk.
+        artefacts: files that user code wrote.
+        suppressions: marks of what was forgotten.
+        request_states: state -> number of requests in it.
+        requests: all requests, in the order in which they came.
+    """
+
+    folder: str
+    adapter: str
+    made: str
+    has_key: bool
+    rows: int
+    samples: int
+    subjects: int
+    shards: int
+    slices: int
+    epochs: int
+    fewest_rows: int
+    most_rows: int
+    stages_built: int
+    stages_wanted: int
+    constituents: Mapping[int, str]
+    disk: DiskBytes
+    artefacts: HeldArtefacts
+    suppressions: Suppressions
+    request_states: Mapping[str, int]
+    requests: tuple[HeldRequest, ...]
+
+
+def info(record: Record) -> RecordInfo:
+    """Return what a record holds (see `Record.info`)."""
+    plan, ledger = record.plan, record.ledger
+    with ledger.snapshot():
+        made = _made(record)
+        ((samples,),) = ledger.rows("SELECT count(*) FROM samples")
+        ((subjects,),) = ledger.rows("SELECT count(DISTINCT subject) FROM subjects")
+        shard_rows = _shard_rows(record)
+        wanted, constituents = ledger.wanted(), record.constituents()
+        artefacts = list(record.artefacts())
+        (marks,) = ledger.rows("SELECT count(*), min(since) FROM suppressions")
+        requests = tuple(map(_held_request, record.requests))
+    # Looked at afterwards: whoever wants to write to the ledger waits for as long as it is read.
+    return RecordInfo(
+        folder=str(record.folder),
+        adapter=plan.adapter,
+        made=made,
+        has_key=record.namer is not None,
+        rows=sum(shard_rows),
+        samples=samples,
+        subjects=subjects,
+        shards=plan.shards,
+        slices=plan.slices,
+        epochs=plan.epochs,
+        fewest_rows=min(shard_rows),
+        most_rows=max(shard_rows),
+        stages_built=len(wanted & record.store.keys()),
+        stages_wanted=len(wanted),
+        constituents={shard: key for shard, key in constituents.items() if record.store.has(key)},
+        disk=_disk_bytes(record),
+        artefacts=_held_artefacts(artefacts),
+        suppressions=Suppressions(*marks),
+        request_states=dict(Counter(request.state for request in requests)),
+        requests=requests,
+    )
+
+
+def _made(record: Record) -> str:
+    planned = record.ledger.rows("SELECT time FROM events WHERE kind = 'planned'")
+    if not planned:
+        raise CorruptRecordError(f"events are missing from {record.ledger.path}: planned. Restore it from a backup.")
+    return str(planned[0][0])
+
+
+def _shard_rows(record: Record) -> list[int]:
+    """Return the rows of each shard; one without rows has no cell in the ledger."""
+    counts = dict(record.ledger.rows("SELECT shard, sum(rows) FROM cells GROUP BY shard"))
+    return [counts.get(shard, 0) for shard in range(record.plan.shards)]
+
+
+def _held_request(request: RequestInfo) -> HeldRequest:
+    ways: tuple[Way, ...] = ()
+    if request.state in UNFINISHED:
+        ways = ("unlearn", "cancel") if request.state == "pending" else ("unlearn",)
+    return HeldRequest(
+        request.number,
+        request.state,
+        request.method,
+        request.rows,
+        request.accepted,
+        request.committed,
+        request.sealed,
+        days_since(request.accepted) if ways else None,
+        ways,
+    )
+
+
+def _disk_bytes(record: Record) -> DiskBytes:
+    store = record.store
+    return DiskBytes(
+        stages=_bytes_of(store.stages),
+        initial=_bytes_of(store.initial),
+        ledger=_bytes_of(record.ledger.path),
+        everything=_bytes_of(record.folder.resolve()),
+    )
+
+
+def _held_artefacts(paths: list[str]) -> HeldArtefacts:
+    found = {Path(path) for path in paths if Path(path).exists()}
+    # A folder may be registered beside files inside it, which count once.
+    size = sum(_bytes_of(path) for path in found if found.isdisjoint(path.parents))
+    return HeldArtefacts(len(paths), size, len(paths) - len(found))
+
+
+def _bytes_of(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder; where a link leads is not followed."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            return sum(map(_bytes_of, path.iterdir()))
+        return path.lstat().st_size
+    except FileNotFoundError:  # another process may collect meanwhile, and what is gone takes no place
+        return 0
