@@ -27,8 +27,9 @@ UNTESTED = {
 def assumptions_of(record: Record) -> tuple[Assumption, ...]:
     """Return all assumptions of a record, each with the user's words where it was declared."""
     words = declarations(record.ledger)
-    named = [_declared(assumption, words.pop(assumption.name, None)) for assumption in _of_plan(record.plan)]
-    return (PLACEMENT, *named, *(Assumption(name, text, "declared", "yes") for name, text in words.items()))
+    named = [_declared(assumption, words.get(assumption.name)) for assumption in _of_plan(record.plan)]
+    own = words.keys() - {assumption.name for assumption in named}
+    return (PLACEMENT, *named, *(Assumption(name, words[name], "declared", "yes") for name in sorted(own)))
 
 
 def _of_plan(plan: RecordPlan) -> Iterator[Assumption]:

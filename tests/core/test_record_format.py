@@ -534,7 +534,8 @@ DAMAGES = {
     "the name of a declaration": (change("UPDATE declarations SET name = 'x' WHERE name = 'consent'"), "declaration"),
     "a declaration taken out": (change("DELETE FROM declarations WHERE name = 'consent'"), "number of declarations"),
     "a declaration put in": (
-        change("INSERT INTO declarations VALUES ('x', 'y', '2026-01-31', zeroblob(16))"), "declaration x"
+        change("INSERT INTO declarations VALUES ('x', 'y', '2026-01-31', zeroblob(16))"),
+        "declaration x",
     ),
     "a place": (change("UPDATE samples SET shard = 1 - shard % 2 WHERE copies = 1"), "placement"),
     "a content": (change("UPDATE samples SET content = zeroblob(16)"), "cells"),
