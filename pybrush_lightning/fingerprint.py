@@ -208,8 +208,13 @@ def is_installed(item: Any) -> bool:
     file = getattr(module, "__file__", None)
     if module is None or (file is None and module.__name__ != "__main__"):
         return module is not None
+    return file is not None and is_installed_file(file)
+
+
+def is_installed_file(file: str) -> bool:
+    """Whether a file belongs to the standard library or an installed distribution."""
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return file is not None and any(file.startswith(place) for place in places)
+    return any(file.startswith(place) for place in places)
 
 
 def datasets_of(dataset: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pybrush.record.create import PlanWish
 from pybrush_lightning import _private
-from pybrush_lightning.fingerprint import is_installed
+from pybrush_lightning.fingerprint import is_installed, is_installed_file
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ Place = tuple[str, Any]
 
 _MANY = 1000
 """Entries from which a container is taken for data and not looked into."""
+
+_READING = {"__getitem__", "__getitems__", "__call__", "__iter__"}
+"""Special methods through which rows are read; what `__init__` reads ends up in attributes."""
 
 _COUNTS = {"n_features_in_", "feature_names_in_"}
 """What scikit-learn's stateless transformers note of the columns; no statistic of rows."""
@@ -136,7 +139,7 @@ def _below(place: str, value: Any) -> Iterator[Place]:
         items = list(value.values() if isinstance(value, dict) else value) if len(value) <= _MANY else []
         yield from ((f"{place}[...]", item) for item in items)
     elif isinstance(value, FunctionType):
-        yield from ((f"{name} of {value.__qualname__}", held) for name, held in _variables(value))
+        yield from ((f"{name} of {value.__qualname__}", held) for name, held in [*_variables(value), *_vars(value)])
     elif isinstance(value, MethodType):
         yield from ((place, value.__self__), (place, value.__func__))
     elif isinstance(value, partial):
@@ -159,26 +162,23 @@ def _vars(value: Any) -> list[Place]:
 
 
 def _of_class(kind: type) -> Iterator[Place]:
-    """Return methods and class attributes of the user's own classes; what `__init__` reads is in the attributes."""
+    """Return methods and class attributes of the user's own classes."""
     for base in kind.__mro__:
         for name, held in vars(base).items() if not is_installed(base) else ():
-            function = _function_of(held)
-            if function is not None and name != "__init__":
-                yield name, function
-            elif function is None and not name.startswith("__"):
-                yield name, held
+            if name in _READING or not name.startswith("__"):
+                yield name, _unwrapped(held)
 
 
-def _function_of(held: Any) -> FunctionType | None:
-    """Return the function in a class's entry, None for other entries."""
-    inner = held.fget if isinstance(held, property) else held.func if isinstance(held, cached_property) else held
-    inner = inner.__func__ if isinstance(inner, (staticmethod, classmethod)) else inner
-    return inner if isinstance(inner, FunctionType) else None
+def _unwrapped(held: Any) -> Any:
+    """Return the function in a property, static or class method, any other entry of a class as it is."""
+    if isinstance(held, (property, cached_property)):
+        return held.fget if isinstance(held, property) else held.func
+    return held.__func__ if isinstance(held, (staticmethod, classmethod)) else held
 
 
 def _variables(function: FunctionType) -> list[Place]:
     """Return what a function of the user's reads beside its arguments: closure, globals, default values."""
-    if is_installed(function):
+    if is_installed(function) or is_installed_file(function.__code__.co_filename):  # such as a package's decorator
         return []
     found: list[Place] = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):

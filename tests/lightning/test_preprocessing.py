@@ -1,8 +1,9 @@
 """What learned from all rows before training is named in every guarantee: fitted objects, changing closures."""
 
 from collections import deque
-from contextlib import closing
-from functools import cached_property, partial
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial, wraps
 
 import lightning
 import numpy as np
@@ -205,6 +206,54 @@ def test_a_function_that_reads_a_changing_global_or_default_value_is_found(funct
     assert names(Rows(), collate_fn=function) == [function.__qualname__]
 
 
+@dataclass(repr=True, eq=False)
+class AsDataclass(Rows):
+    """Its generated methods have closures over containers."""
+
+    transform: object = None
+    levels: list = field(default_factory=list)
+
+    def __post_init__(self):
+        super().__init__()
+
+
+@contextmanager
+def counted():
+    yield
+
+
+def decorated(function):
+    calls = []
+
+    @wraps(function)
+    def wrapper(*arguments):
+        calls.append(1)
+        return function(*arguments)
+
+    return wrapper
+
+
+class Decorated(Rows):
+    """Reads through decorators of packages and of its own."""
+
+    @counted()
+    def __getitem__(self, row):
+        return self.again(row)
+
+    @lru_cache  # noqa: B019
+    def again(self, row):
+        return scaled_by_global(self.x[row : row + 1])[0], self.y[row]
+
+    @staticmethod
+    @decorated
+    def other(row):
+        return row
+
+
+def test_behind_decorators_of_packages_the_users_functions_are_looked_at_and_theirs_are_not():
+    assert names(Decorated()) == ["Decorated.other", "StandardScaler"]
+
+
 LEVELS = [0.1, 0.5]
 a_tuple = (0.5, "a")
 
@@ -232,6 +281,7 @@ HARMLESS = {
     "what scales each row by itself": lambda: Prepared(by=Normalizer().fit(TABLE)),
     "functions of installed packages": lambda: Prepared(Compose([torch.relu, np.abs, torch.nn.functional.gelu])),
     "a class that can be fitted": lambda: Prepared(kind=StandardScaler),
+    "a dataclass": AsDataclass,
     "a long list of data": lambda: Prepared(samples=[("path", 0)] * 5000),
 }
 
