@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pybrush.guarantee import Assumption, Exact
+from pybrush.assumptions import assumptions_of
+from pybrush.guarantee import Exact
 from pybrush.plan.graph import Stage
 from pybrush.record.fingerprint import environment_differences
-from pybrush.record.record import Record, RecordPlan
+from pybrush.record.record import Record
 from pybrush.record.resolve import Resolution
 from pybrush.record.transaction import METHOD, Target, unfinished
 from pybrush.result import UnlearnCost, UnlearnResult
@@ -20,35 +21,7 @@ def exact_guarantee(record: Record, stages: Iterable[Stage]) -> Exact:
     """Return the guarantee of a rebuilt record, with every difference and assumption named."""
     manifests = [record.store.manifest(stage.key) for stage in stages if record.store.has(stage.key)]
     differences = environment_differences(manifest.environment for manifest in manifests)
-    return Exact(REFERENCE, differences, _assumptions(record.plan))
-
-
-def _assumptions(plan: RecordPlan) -> tuple[Assumption, ...]:
-    found = [
-        Assumption("placement", "shard, slice, order and seeds depend on no other sample", "proved"),
-        Assumption("initial-state", "the initial weights saw no forgotten sample", "declared", "unknown"),
-        Assumption(
-            "preprocessing", "nothing fitted on the forgotten rows reached the model (scalers, vocabularies)",
-            "declared", "unknown",
-        ),
-        Assumption(
-            "model-selection", "architecture, settings and validation data do not depend on the forgotten rows",
-            "declared", "unknown",
-        ),
-        Assumption(
-            "hidden-state", "no state outside the module, optimizers and callbacks carries over between stages",
-            "declared", "unknown",
-        ),
-        Assumption(
-            "adaptive-requests", "who asks to be forgotten did not choose so after seeing the model's outputs",
-            "declared", "unknown",
-        ),
-    ]  # fmt: skip
-    if plan.contents == "off":
-        found.append(Assumption("contents", "the rows behind the ids have not changed", "declared", "unknown"))
-    unknown = sorted(name for name, text in plan.semantic.get("source", {}).items() if text == "unknown")
-    found += [Assumption(f"source:{name}", "its source text is not known", "declared", "unknown") for name in unknown]
-    return tuple(found)
+    return Exact(REFERENCE, differences, assumptions_of(record))
 
 
 def cost_of(record: Record, stages: tuple[Stage, ...], rebuilt: list[Stage]) -> UnlearnCost:

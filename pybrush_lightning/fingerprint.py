@@ -152,11 +152,11 @@ def sources(module: LightningModule, loader: DataLoader[Any]) -> dict[str, str]:
     kinds += [base for dataset in datasets_of(loader.dataset) for base in type(dataset).__mro__]
     found: dict[str, str] = {}
     for kind in dict.fromkeys(kinds):
-        if not _is_installed(kind):
+        if not is_installed(kind):
             name = kind.__qualname__ if kind.__qualname__ not in found else f"{kind.__module__}.{kind.__qualname__}"
             found[name] = _source(kind)
     collate = _code_of(loader.collate_fn)
-    if not _is_installed(collate):
+    if not is_installed(collate):
         found["collate_fn"] = _source(collate)
     return found
 
@@ -202,6 +202,21 @@ def validation_digest(loaders: Any, namer: Namer) -> str:
     return chained("pybrush-meaning", *digests).hex()
 
 
+def is_installed(item: Any) -> bool:
+    """Whether a class or function comes from the standard library or an installed distribution."""
+    module = sys.modules.get(getattr(item, "__module__", ""), None)
+    file = getattr(module, "__file__", None)
+    if module is None or (file is None and module.__name__ != "__main__"):
+        return module is not None
+    return file is not None and is_installed_file(file)
+
+
+def is_installed_file(file: str) -> bool:
+    """Whether a file belongs to the standard library or an installed distribution."""
+    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(file.startswith(place) for place in places)
+
+
 def datasets_of(dataset: Any) -> list[Any]:
     """Return a data set and those it is cut or joined from."""
     if isinstance(dataset, Subset):
@@ -216,16 +231,6 @@ def _code_of(function: Any) -> Any:
     while isinstance(function, partial):
         function = function.func
     return function if isinstance(function, (FunctionType, BuiltinFunctionType, MethodType)) else type(function)
-
-
-def _is_installed(item: Any) -> bool:
-    """Whether a class or function comes from the standard library or an installed distribution."""
-    module = sys.modules.get(getattr(item, "__module__", ""), None)
-    file = getattr(module, "__file__", None)
-    if module is None or (file is None and module.__name__ != "__main__"):
-        return module is not None
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return file is not None and any(file.startswith(place) for place in places)
 
 
 def _source(item: Any) -> str:

@@ -34,6 +34,7 @@ from pybrush_lightning.evaluation import Evaluation, held_shard
 from pybrush_lightning.fingerprint import check_processes, datasets_of
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits, say_rows_are_recorded
+from pybrush_lightning.preprocessing import noted, say_found
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.sample_ids import IdSource, Naming, glimpse
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
@@ -351,14 +352,16 @@ class SISA(_private.CallbackBase):
             aggregate.check_first_target(plan.loader, self.space)
         before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
-        wish = self.wish(limits.epochs, plan)
+        wish = noted(self.wish(limits.epochs, plan), plan.loader, module, self.given.datamodule)
         held = ranks.together(trainer, learner, lambda leader: self._fit_record(trainer, leader, plan, wish))
         _private.set_progress(loop, limits.epochs, learner.counters.steps, 0)
         self.mark(learner, held)
 
     def _fit_record(self, trainer: Trainer, learner: Learner, plan: LoaderPlan, wish: PlanWish) -> Held:
         recorded = self.recorded()
-        if recorded is not None:
+        if recorded is None:
+            say_found(wish)
+        else:
             check_processes(recorded, trainer)
         fitted = forget.fit(self.record, wish, learner, plan, lambda namer: self.naming.roster(plan.dataset, namer))
         return Held.of(fitted.record)

@@ -18,6 +18,7 @@ import numpy as np
 from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.names import Namer
 from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
+from pybrush.record.declarations import declare
 from pybrush.record.files import erase
 from pybrush.record.fingerprint import canonical_json
 from pybrush.record.ledger import Ledger
@@ -244,6 +245,20 @@ class Record:
         from pybrush.record.info import info
 
         return info(self)
+
+    def declare(self, name: str, statement: str) -> None:
+        """Give your word on an assumption; every later guarantee shows it, until it is declared again.
+
+        Args:
+            name: an assumption of the guarantee, such as "initial-state", or a name of your own.
+            statement: why it holds: one line of at most 500 characters. Name no person in it: results,
+                reports and the ledger repeat it.
+
+        Raises:
+            ConfigurationError: for an empty, long or unprintable text, or an assumption that is proved.
+        """
+        with coordinator_lock(self.folder):
+            declare(self.ledger, name, statement)
 
     def verify(self) -> Verification:
         """Check everything that must be true of the record.

@@ -10,6 +10,7 @@ from pybrush.errors import CorruptRecordError, ErasureError
 from pybrush.plan.graph import Stage
 from pybrush.record import states
 from pybrush.record.collect import check_gone, files_but, gone_names
+from pybrush.record.declarations import commitment
 from pybrush.record.fingerprint import semantic_digest
 from pybrush.record.ledger import check_events, days_since
 from pybrush.record.record import Record
@@ -49,6 +50,7 @@ def verify(record: Record) -> Verification:
     """Check a record (see `Record.verify`)."""
     events = check_events(record.ledger)
     _check_history(record)
+    _check_declarations(record)
     _check_plan(record)
     stages = record.graph()
     _check_cells(record)
@@ -97,6 +99,20 @@ def _check_history(record: Record) -> None:
         lacking.append("planned")
     if lacking:
         raise CorruptRecordError(f"events are missing from {record.ledger.path}: {', '.join(lacking)}.")
+
+
+def _check_declarations(record: Record) -> None:
+    """Look that each declaration is one that was made, and that none was taken out."""
+    events = record.ledger.rows("SELECT body FROM events WHERE kind = 'declared' ORDER BY number")
+    told = [json.loads(body) for (body,) in events]
+    held = record.ledger.rows("SELECT name, statement, salt FROM declarations")
+    made = {body["commitment"] for body in told}
+    changed = sorted(name for name, text, salt in held if commitment(salt, name, text).hex() not in made)
+    if changed or len(held) != (told[-1]["declarations"] if told else 0):
+        raise CorruptRecordError(
+            f"the declarations in {record.ledger.path} are not those that its events tell of"
+            + (f": {', '.join(changed)}." if changed else f": there are {len(held)}.")
+        )
 
 
 def _check_release(record: Record) -> None:

@@ -300,6 +300,10 @@ def commitment(salt, body):
     return hash_parts("pybrush-commit", salt, body)
 
 
+def declaration_commitment(salt, name, statement):
+    return hash_parts("pybrush-commit", salt, name.encode("utf-8"), statement.encode("utf-8"))
+
+
 def event_digest(previous, number, kind, time, body):
     texts = (kind.encode("utf-8"), time.encode("utf-8"), body.encode("utf-8"))
     return hash_parts("pybrush-event", previous, u64(number), *texts)
@@ -400,6 +404,7 @@ def defects_of_ledger(record):
     if plan["epochs_per_slice"] != epochs_per_slice(plan["epochs"], plan["slices"]):
         yield "epochs per slice"
     yield from defects_of_events(tables)
+    yield from defects_of_declarations(tables)
 
 
 def defects_of_events(tables):
@@ -414,6 +419,18 @@ def defects_of_events(tables):
     for row in tables["requests"]:
         due |= {(kind, row["number"]) for kind in ("accepted", *DUE_EVENTS[row["state"]])}
     yield from (f"no event {kind} of request {number}" for kind, number in due - told)
+
+
+def defects_of_declarations(tables):
+    events = sorted(tables["events"], key=lambda row: row["number"])
+    told = [json.loads(event["body"]) for event in events if event["kind"] == "declared"]
+    held = tables["declarations"]
+    if len(held) != (told[-1]["declarations"] if told else 0):
+        yield "number of declarations"
+    for row in held:
+        made = declaration_commitment(row["salt"], row["name"], row["statement"]).hex()
+        if made not in {body["commitment"] for body in told}:
+            yield f"declaration {row['name']}"
 
 
 DUE_EVENTS = {

@@ -22,7 +22,7 @@ from pybrush.plan import order
 from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.graph import root_key, slice_digest, stage_graph, stage_key
 from pybrush.plan.placement import ShardPlan
-from pybrush.record import Record, RecordPlan, states
+from pybrush.record import Record, RecordPlan, declarations, states
 from pybrush.record.fingerprint import canonical_json, semantic_digest
 from pybrush.record.ledger import event_digest
 from pybrush.record.resolve import Wish
@@ -256,6 +256,8 @@ def test_events_commitments_and_releases_have_their_vectors():
     nobody = names.as_names(())
     assert request.Strikes(*as_arrays(rows), nobody).commitment(salt) == commitment
     assert reader.commitment(salt, reader.row_bytes(rows)) == commitment
+    words = (salt, "initial-state", "the weights were random")
+    assert reader.declaration_commitment(*words) == declarations.commitment(*words) == octets(vector["declaration"])
     of_fit = reader.release_key(VECTORS["keys"]["root(3)"], "fit", b"")
     assert of_fit == vector["release of the fit"]
     assert reader.release_key(of_fit, "rebuild", commitment) == vector["release of a rebuild"]
@@ -275,6 +277,10 @@ def with_equal_rows():
 
 def make_by_ids(folder):
     fit(folder, data(), IDS)
+    with closing(Record.open(folder, KEY)) as record:
+        record.declare("initial-state", "the weights were random")
+        record.declare("consent", "all rows came with consent é")
+        record.declare("initial-state", "the weights were drawn")
     unlearn(folder, data(), by_ids([3, IDS[25], b"4"]), IDS)
     return data(), [i for i in range(40) if i not in (3, 25, 34)]
 
@@ -524,6 +530,13 @@ DAMAGES = {
     "an event": (change("UPDATE events SET body = '{\"rows\":41}' WHERE number = 1"), "event 1"),
     "an event taken out": (change("DELETE FROM events WHERE number = 2"), "event 2"),
     "the last event taken out": (change("DELETE FROM events WHERE kind = 'sealed'"), "no event sealed"),
+    "words of a declaration": (change("UPDATE declarations SET statement = 'x' WHERE name = 'consent'"), "declaration"),
+    "the name of a declaration": (change("UPDATE declarations SET name = 'x' WHERE name = 'consent'"), "declaration"),
+    "a declaration taken out": (change("DELETE FROM declarations WHERE name = 'consent'"), "number of declarations"),
+    "a declaration put in": (
+        change("INSERT INTO declarations VALUES ('x', 'y', '2026-01-31', zeroblob(16))"),
+        "declaration x",
+    ),
     "a place": (change("UPDATE samples SET shard = 1 - shard % 2 WHERE copies = 1"), "placement"),
     "a content": (change("UPDATE samples SET content = zeroblob(16)"), "cells"),
     "a copy": (change("UPDATE samples SET copies = copies + 1"), "cells"),
