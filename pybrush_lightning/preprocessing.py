@@ -95,7 +95,7 @@ def _of_function(name: str, variables: list[str]) -> str:
 
 def _is_fitted(value: Any) -> bool:
     """Whether an object has learned something, by scikit-learn's convention: `fit`, and attributes like `mean_`."""
-    if isinstance(value, type) or not hasattr(type(value), "fit"):
+    if not hasattr(type(value), "fit"):
         return False
     names = {name for name, _ in _vars(value) if name.endswith("_") and not name.startswith("_")}
     return bool(names - _COUNTS)

@@ -4,6 +4,7 @@ from collections import deque
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial, wraps
+from reprlib import recursive_repr
 
 import lightning
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from pybrush.record import Record
 from pybrush_lightning.preprocessing import assumptions
-from tests.lightning.models import Net, Rows
+from tests.lightning.models import Data, Net, Rows
 from tests.lightning.twin import CASES, KEY, trainer_for
 
 TABLE = np.random.default_rng(3).normal(size=(44, 6)).astype("float32")
@@ -70,6 +71,21 @@ class Scaling:
         return torch.as_tensor(self.fitted.transform(x[None].numpy())[0], dtype=torch.float32)
 
 
+class Settings:
+    """Neither called nor fitted."""
+
+    def __init__(self, fitted):
+        self.fitted = fitted
+
+
+def with_attribute(value):
+    def function(x):
+        return function.value.transform(x)
+
+    function.value = value
+    return function
+
+
 class Centred:
     """Not of scikit-learn, but of its convention."""
 
@@ -112,6 +128,12 @@ FITTED = {
     "a class of the user's": (lambda: Prepared(centre=Centred().fit(TABLE)), ["Centred"]),
     "a partial": (lambda: Prepared(partial(np.add, scaler())), ["StandardScaler"]),
     "a bound method": (lambda: Prepared(scaler().transform), ["StandardScaler"]),
+    "rows that were cut and joined": (
+        lambda: ConcatDataset([Rows(), Subset(Prepared(scaler=scaler()), range(9))]), ["StandardScaler"]
+    ),
+    "an object of the user's": (lambda: Prepared(settings=Settings(scaler())), ["StandardScaler"]),
+    "a function's attribute": (lambda: Prepared(with_attribute(scaler())), ["StandardScaler"]),
+    "a default value by name": (lambda: Prepared(lambda x, *, by=FITTED_ONCE: by.transform(x)), ["StandardScaler"]),
     "a default value": (lambda: Prepared(lambda x, by=FITTED_ONCE: by.transform(x)), ["StandardScaler"]),
 }  # fmt: skip
 
@@ -238,11 +260,15 @@ class Decorated(Rows):
 
     @counted()
     def __getitem__(self, row):
-        return self.again(row)
+        return scaled_by_global(self.x[row : row + 1])[0], self.y[row]
 
     @lru_cache  # noqa: B019
     def again(self, row):
-        return scaled_by_global(self.x[row : row + 1])[0], self.y[row]
+        return running[row]
+
+    @recursive_repr()
+    def described(self):
+        return "rows"
 
     @staticmethod
     @decorated
@@ -251,7 +277,15 @@ class Decorated(Rows):
 
 
 def test_behind_decorators_of_packages_the_users_functions_are_looked_at_and_theirs_are_not():
-    assert names(Decorated()) == ["Decorated.other", "StandardScaler"]
+    assert names(Decorated()) == ["Decorated.again", "Decorated.other", "StandardScaler"]
+
+
+class Made(Rows):
+    """Only its constructor reads a global list."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = len(running)
 
 
 LEVELS = [0.1, 0.5]
@@ -282,7 +316,8 @@ HARMLESS = {
     "functions of installed packages": lambda: Prepared(Compose([torch.relu, np.abs, torch.nn.functional.gelu])),
     "a class that can be fitted": lambda: Prepared(kind=StandardScaler),
     "a dataclass": AsDataclass,
-    "a long list of data": lambda: Prepared(samples=[("path", 0)] * 5000),
+    "a long list of data": lambda: Prepared(samples=[FITTED_ONCE] * 1001),
+    "what only a constructor reads": Made,
 }
 
 
@@ -348,6 +383,16 @@ def test_where_nothing_was_found_the_guarantee_names_no_find_and_nobody_is_warne
     trainer.fit(Net(), loader(Rows()))
     assert not [name for name in told(trainer.unlearn(rows=[3])) if name.startswith("preprocessing:")]
     assert not [line for line in caplog.messages if "preprocessing" in line]
+
+
+def test_fits_look_through_module_and_data_module(tmp_path):
+    module, data = Net(), Data(Rows, {"batch_size": 5, "shuffle": True})
+    module.reduce, data.scaler = PCA(2).fit(TABLE), scaler()
+    trainer_for(CASES["momentum"], tmp_path).fit(module, datamodule=data)
+    with closing(Record.open(tmp_path / "record", KEY)) as record:
+        found = {one["name"]: one["statement"] for one in record.plan.settings["assumptions"]}
+    assert found.keys() == {"preprocessing:PCA", "preprocessing:StandardScaler"}
+    assert "(Net.reduce)" in found["preprocessing:PCA"] and "(Data.scaler)" in found["preprocessing:StandardScaler"]
 
 
 def test_a_find_that_the_user_declares_holds_from_then_on(tmp_path):
