@@ -56,7 +56,9 @@ class Roster:
         self.by_content = ids is None
         self.subjects = _subject_names(namer, subjects, length)
         self.owners: list[bytes | None] = [row[0] if row else None for row in self.subjects]
-        self.names = self._by_content(length) if ids is None else _given(namer, ids)
+        self.names = self._by_content(length) if ids is None else namer.samples(ids)
+        if ids is not None:
+            _check_once(self.counted.counts)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -187,15 +189,14 @@ def shown(names: Names) -> str:
     return listed + (", ..." if len(names) > 5 else "")
 
 
-def _given(namer: Namer, ids: Sequence[Any]) -> Names:
-    names = namer.samples(ids)
-    counts = counted(names).counts
-    if len(counts) < len(names):
+def _check_once(counts: NDArray[np.int64]) -> None:
+    """Refuse ids that name more than one row, given how many rows each has."""
+    repeated = counts[counts > 1]
+    if len(repeated):
         raise IdError(
-            f"ids must name each row once; {int((counts > 1).sum())} ids are repeated, on "
-            f"{int(counts[counts > 1].sum())} rows. Give each row an id of its own."
+            f"ids must name each row once; {len(repeated)} ids are repeated, on {int(repeated.sum())} rows. Give each "
+            "row an id of its own."
         )
-    return names
 
 
 def _check_length(what: str, values: Sequence[Any] | None, length: int) -> None:
