@@ -54,6 +54,9 @@ _SETTINGS = (
     "cache_size=-65536",  # KiB; names are hashes, so a request's rows lie on as many pages
 )
 
+_PATIENCE = 60.0
+"""Seconds that a connection waits for others."""
+
 _PIECE = 1000
 """Rows that `pieces` fetches at a time: more cost memory, fewer time."""
 
@@ -76,20 +79,29 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
         try:
-            for setting in _SETTINGS:
-                self._connection.execute(f"PRAGMA {setting}").fetchall()
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.DatabaseError as error:
+            version = self._begun()
+        except BaseException:
             self._connection.close()
-            raise CorruptRecordError(f"{path} is not a readable ledger ({error}); restore it from a backup.") from error
+            raise
         if version != SCHEMA_VERSION:
             self._connection.close()
             raise CorruptRecordError(
                 f"{path} has format version {version}; this PyBrush reads version {SCHEMA_VERSION}. "
                 "Use the release of PyBrush that wrote it, or its migration."
             )
+
+    def _begun(self) -> int:
+        """Make the settings and return the format's version."""
+        try:
+            with _waiting_for(self.path):
+                for setting in _SETTINGS:
+                    self._connection.execute(f"PRAGMA {setting}").fetchall()
+                return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        except sqlite3.DatabaseError as error:
+            reason = f"{self.path} is not a readable ledger ({error}); restore it from a backup."
+            raise CorruptRecordError(reason) from error
 
     @classmethod
     def create(cls, path: Path) -> None:
@@ -146,9 +158,11 @@ class Ledger:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            yield
+            with _waiting_for(self.path):
+                yield
         except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # its subclasses say other things than "malformed"
+            lacks_table = type(error) is sqlite3.OperationalError and "no such table" in str(error)
+            if type(error) is not sqlite3.DatabaseError and not lacks_table:  # others say other things than "malformed"
                 raise
             raise CorruptRecordError(f"{self.path} is damaged ({error}); restore it from a backup.") from error
 
@@ -214,7 +228,7 @@ def _waiting_for(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise
-        raise LockedError(f"another connection reads {path}; close it, or end its process, and call again.") from error
+        raise LockedError(f"another connection holds {path}; close it, or end its process, and call again.") from error
 
 
 def event_digest(previous: bytes, number: int, kind: str, time: str, body: str) -> bytes:

@@ -353,7 +353,7 @@ def test_a_connection_that_reads_during_collection_is_named_and_the_rerun_seals(
     monkeypatch.setattr(Ledger, "vacuum", _impatient(Ledger.vacuum))
     with closing(sqlite3.connect(folder / "ledger.sqlite", isolation_level=None)) as reader:
         monkeypatch.setattr("pybrush.forget.collect", _while_reading(reader, forget.collect))
-        with pytest.raises(LockedError, match="another connection reads"):
+        with pytest.raises(LockedError, match="another connection holds"):
             unlearn(folder, rows, by_ids([ids[4]]), ids)
     monkeypatch.undo()
     with closing(Record.open(folder, KEY)) as record:

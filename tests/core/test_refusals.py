@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import numpy as np
 import pytest
@@ -257,6 +257,24 @@ def test_without_its_key_a_record_can_be_verified_and_nothing_can_be_forgotten(t
     with refused(tmp_path / "record", SecretKeyError, "stay readable"):
         forget.fit(tmp_path / "record", plan, NumpyLearner([0.1, 0.2, 0.3]), rows, roster_of(rows, IDS))
     assert not (tmp_path / "record.key").exists()
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["to open", "to read"])
+def test_a_ledger_that_another_connection_holds_says_so(folder, monkeypatch, opened):
+    monkeypatch.setattr("pybrush.record.ledger._PATIENCE", 0.05)
+    with ExitStack() as stack:
+        record = stack.enter_context(closing(Record.open(folder, KEY))) if opened else None
+        holder = stack.enter_context(closing(sqlite3.connect(folder / "ledger.sqlite", isolation_level=None)))
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LockedError, match="another connection holds"):
+            Record.open(folder, KEY) if record is None else record.samples()
+
+
+def test_a_ledger_without_one_of_its_tables_is_corrupt(folder):
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
+        connection.execute("DROP TABLE cells")
+    with closing(Record.open(folder, KEY)) as record, pytest.raises(CorruptRecordError, match="no such table: cells"):
+        record.graph()
 
 
 def test_a_key_file_that_was_cut_is_not_replaced(tmp_path):
