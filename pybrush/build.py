@@ -90,12 +90,15 @@ def build(record: Record, sources: Sources, samples: Samples, holdings: Holdings
     Returns:
         The manifests of the stages that were trained here.
     """
-    _announce(record, todo)
+    if not todo:
+        return []
+    known = _recorded(record)
+    _announce(record, todo, known)
     built: list[Manifest] = []
     for number, stage in enumerate(todo, start=1):
         if record.store.has(stage.key):  # another process was faster
             continue
-        outlook = _outlook(record, todo, number, built)
+        outlook = _outlook(record, todo, number, built or known)
         rows = holdings.stage_rows(samples, stage.shard, stage.slice)
         built.append(_build_stage(record, sources, stage, rows, outlook))
         _log.info(
@@ -106,19 +109,18 @@ def build(record: Record, sources: Sources, samples: Samples, holdings: Holdings
     return built
 
 
-def _announce(record: Record, todo: list[Stage]) -> None:
+def _announce(record: Record, todo: list[Stage], known: list[Manifest]) -> None:
     """Say what will be built, and how long that took others."""
-    if todo:
-        rows, outlook = sum(stage.rows for stage in todo), _outlook(record, todo, 1, [])
-        _log.info(
-            "stages to build: %d, with %d rows in all and %d epochs each; %s left",
-            *(len(todo), rows, record.plan.epochs_per_slice, clock(outlook.left())),
-        )
+    rows, outlook = sum(stage.rows for stage in todo), _outlook(record, todo, 1, known)
+    _log.info(
+        "stages to build: %d, with %d rows in all and %d epochs each; %s left",
+        *(len(todo), rows, record.plan.epochs_per_slice, clock(outlook.left())),
+    )
 
 
-def _outlook(record: Record, todo: list[Stage], number: int, built: list[Manifest]) -> Outlook:
-    """Return what the stage of a number should know of the others; the pace is that of this call, else the record's."""
-    epochs, manifests = record.plan.epochs_per_slice, built or _recorded(record)
+def _outlook(record: Record, todo: list[Stage], number: int, manifests: list[Manifest]) -> Outlook:
+    """Return what the stage of a number should know of the others, at the pace of some manifests."""
+    epochs = record.plan.epochs_per_slice
     return Outlook(
         number=number,
         count=len(todo),

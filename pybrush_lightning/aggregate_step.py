@@ -70,5 +70,5 @@ def steps_replaced(module: nn.Module, step: Step) -> Iterator[None]:
 
     with ExitStack() as stack:
         for name in _STEPS:
-            stack.enter_context(replaced(module, name, run))
+            stack.enter_context(replaced(module, **{name: run}))
         yield

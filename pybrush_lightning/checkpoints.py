@@ -92,8 +92,8 @@ def in_stage_folders(trainer: Trainer, record: Record | None, horizon: Horizon) 
     with ExitStack() as stack:
         for callback in callbacks:
             _private.reset_checkpoint_callback(callback)
-            stack.enter_context(replaced(callback, "state_dict", partial(_state_under, callback, callback.dirpath)))
-            stack.enter_context(replaced(callback, "dirpath", str(folders[callback.dirpath])))
+            state, folder = partial(_state_under, callback, callback.dirpath), str(folders[callback.dirpath])
+            stack.enter_context(replaced(callback, state_dict=state, dirpath=folder))
         yield set(folders.values())
 
 

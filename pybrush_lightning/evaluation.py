@@ -135,8 +135,8 @@ def answering(
         for name, submodule in module.named_modules():
             if submodule is not target and not _leads_to(name, part) and _any_below(name, different):
                 guarded = _guarded(submodule.forward, name, part, calls)
-                stack.enter_context(replaced(submodule, "forward", guarded))
-        stack.enter_context(replaced(target, "forward", forward))
+                stack.enter_context(replaced(submodule, forward=guarded))
+        stack.enter_context(replaced(target, forward=forward))
         yield calls
 
 
@@ -151,18 +151,18 @@ class _Member:
 
     def __init__(self, module: nn.Module, constituent: Constituent) -> None:
         self.exchanged: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        replaced: dict[int, Tensor] = {}
+        stand_ins: dict[int, Tensor] = {}
         for name, part in module.named_modules():
             for kind in ("_parameters", "_buffers"):
                 slots: dict[str, Tensor | None] = vars(part)[kind]
                 own = {last: tensor for last, tensor in slots.items() if tensor is not None}
                 prefix = f"{name}." if name else ""
                 new = {last: _placed(constituent.tensors[prefix + last], tensor) for last, tensor in own.items()}
-                replaced |= {id(tensor): new[last] for last, tensor in own.items()}
+                stand_ins |= {id(tensor): new[last] for last, tensor in own.items()}
                 self.exchanged.append((slots, new))
         different = _different_attributes(module, constituent)
         for part in module.modules():
-            self.exchanged.append((vars(part), pointed_elsewhere(part, replaced) | different.get(part, {})))
+            self.exchanged.append((vars(part), pointed_elsewhere(part, stand_ins) | different.get(part, {})))
         self.exchanged = [(holder, new) for holder, new in self.exchanged if new]
 
     def __call__(self, forward: Any, args: Any, kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from pybrush_lightning import _private
 from pybrush_lightning.around_fit import Given
 from pybrush_lightning.compiled import unwrapped
 from pybrush_lightning.limits import limits_restored
+from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -94,14 +95,8 @@ def recorded_settings(trainer: Trainer, plan: RecordPlan) -> Iterator[None]:
     """Give the trainer the settings that the record was made with, for the request alone."""
     settings = plan.semantic["trainer"]
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-    before = {name: getattr(trainer, name) for name in names}
-    for name in names:
-        setattr(trainer, name, settings[name])
-    if settings["gradient_clip_algorithm"] is not None:
-        trainer.gradient_clip_algorithm = GradClipAlgorithmType(settings["gradient_clip_algorithm"])
-    try:
-        with limits_restored(trainer, settings, plan.epochs):
-            yield
-    finally:
-        for name, value in before.items():
-            setattr(trainer, name, value)
+    own = {name: settings[name] for name in names}
+    if own["gradient_clip_algorithm"] is not None:
+        own["gradient_clip_algorithm"] = GradClipAlgorithmType(own["gradient_clip_algorithm"])
+    with replaced(trainer, **own), limits_restored(trainer, settings, plan.epochs):
+        yield

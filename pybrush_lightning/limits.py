@@ -9,13 +9,14 @@ from __future__ import annotations
 import ast
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
 from pybrush.plan.cost import epochs_per_slice
 from pybrush_lightning import _private
+from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -99,7 +100,7 @@ class Limits:
         interval: Any = self.settings["val_check_interval"]
         if isinstance(interval, int) and self.settings["check_val_every_n_epoch"] is not None:
             values["val_check_interval"] = min(interval, taken)
-        with _changed(trainer, values):
+        with replaced(trainer, **values):
             yield
 
     def _share(self, steps: int) -> int:
@@ -113,10 +114,11 @@ def limits_restored(trainer: Trainer, recorded: Mapping[str, Any], epochs: int) 
     settings = {name: ast.literal_eval(recorded[name]) for name in _SETTINGS}
     ends = {name: recorded[name] for name in ("max_steps", "min_steps")}
     max_epochs = -1 if recorded["epochs_unlimited"] else epochs
-    with ExitStack() as stack:
-        stack.enter_context(_changed(trainer, settings))
-        stack.enter_context(_changed(loop.epoch_loop, ends))
-        stack.enter_context(_changed(loop, {"max_epochs": max_epochs, "min_epochs": recorded["min_epochs"]}))
+    with (
+        replaced(trainer, **settings),
+        replaced(loop.epoch_loop, **ends),
+        replaced(loop, max_epochs=max_epochs, min_epochs=recorded["min_epochs"]),
+    ):
         yield
 
 
@@ -136,17 +138,3 @@ def say_rows_are_recorded(trainer: Trainer) -> None:
             "reload_dataloaders_every_n_epochs reloads validation data only: the training rows were recorded when the "
             "fit began, and training data is not asked for again."
         )
-
-
-@contextmanager
-def _changed(owner: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """Set attributes of an object and put them back; those it did not have are taken away again."""
-    own = vars(owner)
-    before = {name: own[name] for name in values if name in own}
-    own.update(values)
-    try:
-        yield
-    finally:
-        for name in values.keys() - before.keys():
-            del own[name]
-        own.update(before)

@@ -44,7 +44,7 @@ def columns(trainer: Trainer, horizon: Horizon) -> Iterator[None]:
     place = {"pybrush/shard": horizon.shard, "pybrush/slice": horizon.slice}
     with ExitStack() as stack:
         for logger in {id(logger): logger for logger in trainer.loggers}.values():
-            stack.enter_context(replaced(logger, "log_metrics", _adding(logger.log_metrics, place)))
+            stack.enter_context(replaced(logger, log_metrics=_adding(logger.log_metrics, place)))
         yield
 
 

@@ -35,7 +35,7 @@ def shown(trainer: Trainer, horizon: Horizon) -> Iterator[None]:
             **own(*args, **kwargs),
         }
 
-    with replaced(bar, "get_metrics", get_metrics):
+    with replaced(bar, get_metrics=get_metrics):
         _private.refresh_metrics(bar, trainer)
         yield
 

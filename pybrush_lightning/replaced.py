@@ -1,4 +1,4 @@
-"""One attribute of one object is another for a while: how bars, loggers and evaluation steps are told of stages."""
+"""Attributes of one object are others for a while: how trainers, bars, loggers and steps are told of stages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let an attribute of an object have a value, and then what the object itself held, if anything."""
-    held = {name: vars(owner)[name]} if name in vars(owner) else {}
-    setattr(owner, name, value)
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Let attributes of an object have other values, and then what the object itself held, if anything."""
+    own = vars(owner)
+    held = {name: own[name] for name in values if name in own}
+    own.update(values)
     try:
         yield
     finally:
-        vars(owner).pop(name, None)
-        vars(owner).update(held)
+        for name in values:
+            own.pop(name, None)
+        own.update(held)

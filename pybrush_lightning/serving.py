@@ -24,6 +24,7 @@ from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.given import build_module, loaders, recorded_settings
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits
+from pybrush_lightning.replaced import replaced
 from pybrush_lightning.sample_ids import glimpse
 from pybrush_lightning.sisa import SISA, Members
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
@@ -89,19 +90,9 @@ def serve_on_ranks(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, ter
         _take_over(learner, given, served)
         return served
 
-    with _some_epochs(trainer):
+    # A trainer that was given no number of epochs begins a fit too; the record's is set inside.
+    with replaced(trainer.fit_loop, max_epochs=trainer.fit_loop.max_epochs or 1):
         return _result(given, _in_fit(trainer, sisa, given, Job(run, settings)))
-
-
-@contextmanager
-def _some_epochs(trainer: Trainer) -> Iterator[None]:
-    """Let a trainer that was given no number of epochs begin a fit, in which the record's is set."""
-    before = trainer.fit_loop.max_epochs
-    trainer.fit_loop.max_epochs = before or 1
-    try:
-        yield
-    finally:
-        trainer.fit_loop.max_epochs = before
 
 
 def _checked(sisa: SISA, terms: Terms) -> Record:

@@ -33,17 +33,16 @@ def thin(tree_json: bytes, arrays: Arrays, base_json: bytes, fetch: Fetch) -> tu
         fetch: reads a tensor of the initial state.
     """
     tree = parse_tree(tree_json)
-    names: dict[str, str] = {}
+    met: set[str] = set()
+    taken: dict[str, str] = {}
     for node, other in _pairs(tree, parse_tree(base_json)):
         own, held = node[5], other[5]
-        first = own not in names
         # Two tensors of the tree must not become one, so a tensor of the base is named for one alone.
-        if first and node[:5] == other[:5] and PREFIX + held not in names.values():
-            same = np.array_equal(arrays[own], fetch(held))
-            names[own] = PREFIX + held if same else own
-        elif first:
-            names[own] = own
-    return _renamed(tree, {own: name for own, name in names.items() if name != own}, arrays)
+        free = own not in met and held not in taken
+        if free and node[:5] == other[:5] and np.array_equal(arrays[own], fetch(held)):
+            taken[held] = own
+        met.add(own)
+    return _renamed(tree, {own: PREFIX + held for held, own in taken.items()}, arrays)
 
 
 def fill(tree_json: bytes, arrays: Arrays, fetch: Fetch) -> tuple[bytes, Arrays]:
@@ -54,7 +53,7 @@ def fill(tree_json: bytes, arrays: Arrays, fetch: Fetch) -> tuple[bytes, Arrays]
     """
     tree = parse_tree(tree_json)
     try:
-        found = {name: fetch(name.removeprefix(PREFIX)) for name in references(tree_json)}
+        found = {name: fetch(name.removeprefix(PREFIX)) for name in _references(tree)}
         return _renamed(tree, {}, {**arrays, **found})
     except LookupError as error:
         raise CorruptRecordError(
@@ -64,7 +63,11 @@ def fill(tree_json: bytes, arrays: Arrays, fetch: Fetch) -> tuple[bytes, Arrays]
 
 def references(tree_json: bytes) -> set[str]:
     """Return the names by which a stored tree refers to tensors of the initial state."""
-    return {node[5] for node in _tensors(parse_tree(tree_json)) if str(node[5]).startswith(PREFIX)}
+    return _references(parse_tree(tree_json))
+
+
+def _references(tree: Any) -> set[str]:
+    return {node[5] for node in _tensors(tree) if str(node[5]).startswith(PREFIX)}
 
 
 def _renamed(tree: Any, references: dict[str, str], arrays: Arrays) -> tuple[bytes, Arrays]:
@@ -108,8 +111,8 @@ def _pairs(node: Any, base: Any) -> Iterator[tuple[Any, Any]]:
     elif node[0] in _MAPPINGS:
         there = {dump_tree(key): value for key, value in base[1]}
         for key, value in node[1]:
-            if dump_tree(key) in there:
-                yield from _pairs(value, there[dump_tree(key)])
+            if (place := dump_tree(key)) in there:
+                yield from _pairs(value, there[place])
 
 
 _SEQUENCES = ("list", "tuple")

@@ -2,7 +2,6 @@
 
 import os
 
-import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
@@ -100,17 +99,3 @@ class Counting(Net):
     def training_step(self, batch, index):
         self.tally.batches += int(self.trainer.is_global_zero)
         return super().training_step(batch, index)
-
-
-class Data(lightning.LightningDataModule):
-    """The rows, made in setup."""
-
-    def __init__(self, make, loader):
-        super().__init__()
-        self.make, self.loader = make, loader
-
-    def setup(self, stage):
-        self.rows = self.make()
-
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(self.rows, **self.loader)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pybrush.errors import PyBrushError
 from pybrush_lightning import SISA
-from tests.lightning import ddp_models
+from tests.lightning import ddp_models, models
 from tests.lightning.models import Rows
 from tests.lightning.twin import KEY, SEED
 
@@ -61,7 +61,7 @@ class Story:
         rows = partial(getattr(ddp_models, self.plan.get("rows", "Rows")), self.plan.get("gone", ()))
         settings = {"batch_size": 5, "shuffle": True, **self.plan.get("loader", {})}
         if self.plan.get("datamodule"):
-            return {"datamodule": ddp_models.Data(rows, settings)}
+            return {"datamodule": models.Data(rows, settings)}
         found = {"train_dataloaders": DataLoader(rows(), **settings)}
         if self.plan.get("validation"):
             held_out = Rows(rows=11, seed=9)
