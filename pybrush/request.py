@@ -36,6 +36,7 @@ class Roster:
         ids: the id of each row, or None to name rows by content.
         subjects: the subjects (persons) of each row, or None.
         encode: canonical bytes of the raw sample at a position; None where contents are off.
+        days: the day of each row, since 1970-01-01, shape (length,); None: the day on which it is recorded.
 
     Raises:
         IdError: for repeated ids, with their count, and for ids or subjects of the wrong kind or number.
@@ -48,11 +49,14 @@ class Roster:
         ids: Sequence[Any] | None,
         subjects: Sequence[Sequence[Any]] | None,
         encode: Encoder | None,
+        days: NDArray[np.int64] | None = None,
     ) -> None:
         self._namer, self._encode = namer, encode
         self._digests: dict[int, bytes] = {}
         _check_length("ids", ids, length)
         _check_length("subjects", subjects, length)
+        _check_length("times", days, length)
+        self._days = days
         self.by_content = ids is None
         self.subjects = _subject_names(namer, subjects, length)
         self.owners: list[bytes | None] = [row[0] if row else None for row in self.subjects]
@@ -77,6 +81,15 @@ class Roster:
         read = self._namer.contents(map(self._encode, unread))
         self._digests.update((p, row.tobytes()) for p, row in zip(unread, read, strict=True))
         return as_names(self._digests[p] for p in wanted)
+
+    def days(self, otherwise: int) -> NDArray[np.int64]:
+        """Return the earliest day of the rows of each name of `counted`, `otherwise` where none were given."""
+        gathered = self.counted
+        if self._days is None:
+            return np.full(len(gathered.names), otherwise, dtype=np.int64)
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
+        return np.minimum.reduceat(self._days[gathered.order], gathered.starts)
 
     def _by_content(self, length: int) -> Names:
         contents = self.contents_at(range(length))
@@ -199,7 +212,7 @@ def _check_once(counts: NDArray[np.int64]) -> None:
         )
 
 
-def _check_length(what: str, values: Sequence[Any] | None, length: int) -> None:
+def _check_length(what: str, values: Sequence[Any] | NDArray[Any] | None, length: int) -> None:
     if values is not None and len(values) != length:
         raise IdError(f"{what} must have one entry for each of the {length} rows; got {len(values)}.")
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pybrush.days import day_of
 from pybrush.errors import ConfigurationError, IdError
 from pybrush.names import Names, as_names, ascending, rows_of, sortable
 from pybrush.plan.graph import slice_digest
 from pybrush.plan.order import StageRows
 from pybrush.plan.placement import cells_of
-from pybrush.record.ledger import Ledger
+from pybrush.record.ledger import Ledger, now
 from pybrush.request import Roster, Strikes, counted
 
 Ints = NDArray[np.int64]
@@ -189,6 +190,8 @@ def record_roster(roster: Roster, shards: int, slices: int, sequential: bool, ke
 def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
     """Insert samples and their subjects, inside a transaction of an empty ledger."""
     own = (samples.placements == samples.names).all(axis=1).tolist()
+    gathered, today = roster.counted, day_of(now()[:10])
+    days = roster.days(today)[np.searchsorted(sortable(gathered.names), sortable(samples.names))]
     rows = zip(
         rows_of(samples.names),
         (None if same else row for same, row in zip(own, rows_of(samples.placements), strict=True)),
@@ -197,9 +200,10 @@ def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
         rows_of(samples.contents),
         samples.copies.tolist(),
         (None if p < 0 else p for p in samples.positions.tolist()),
+        map(int, days),  # a list of a million integers takes as much as the names
         strict=True,
     )
-    ledger.change_many("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    ledger.change_many("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
     if not any(roster.subjects):
         return
     recorded = np.flatnonzero(samples.find(roster.names) >= 0).tolist()
@@ -248,8 +252,5 @@ def strike_samples(ledger: Ledger, before: Samples, strikes: Strikes) -> None:
     fewer = [(int(n), row.tobytes()) for n, row in zip(left, strikes.names, strict=True) if n > 0]
     ledger.change_many("UPDATE samples SET copies = ? WHERE name = ?", fewer)
     ledger.change_many("DELETE FROM samples WHERE name = ?", ((name,) for name in gone))
-    ledger.change("CREATE TEMP TABLE IF NOT EXISTS gone (name BLOB PRIMARY KEY)")
-    ledger.change("DELETE FROM temp.gone")
-    ledger.change_many("INSERT INTO temp.gone VALUES (?)", ((name,) for name in gone))
-    ledger.change("DELETE FROM subjects WHERE name IN (SELECT name FROM temp.gone)")
-    ledger.change("DELETE FROM temp.gone")
+    with ledger.listed(gone) as struck:
+        ledger.change(f"DELETE FROM subjects WHERE name IN {struck}")

@@ -1,0 +1,253 @@
+"""The queue: requests that were noted and wait to be served together, in one rebuild.
+
+An entry holds pseudonyms in the ledger, one row each, and needs neither model nor data. What it names stays in the
+model until `unlearn(queued=True)` serves it. What another request forgets meanwhile leaves the queue in that one's
+commit, so that no entry outlives its names and none is dropped. Guide: docs/record_format.md, "The queue".
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pybrush.days import day_of, text_of
+from pybrush.errors import ForgetError, RecordError, UnsupportedError
+from pybrush.hashing import chained
+from pybrush.names import Names, as_names, rows_of
+from pybrush.record.ledger import Ledger, days_since, now
+from pybrush.record.locks import coordinator_lock
+from pybrush.record.record import Record
+from pybrush.record.resolve import empty_set, suppressed, unknown_names
+
+Kind = Literal["ids", "subjects", "before", "amend", "admit"]
+State = Literal["waiting", "accepted", "served", "withdrawn"]
+
+_RECORDED = {
+    "subjects": "SELECT 1 FROM subjects WHERE subject = ? LIMIT 1",
+    "ids": "SELECT 1 FROM samples WHERE name = ?",
+    "amend": "SELECT 1 FROM samples WHERE name = ?",
+}
+
+
+@dataclass(frozen=True)
+class QueueEntry:
+    """One entry of the queue.
+
+    Attributes:
+        number: counted from 1.
+        kind: "ids", "subjects", "before" or "amend" as it was named; "admit" for new rows, which it does not name.
+        rows: rows in the model that it named when it came, copies counted; 0 for "admit".
+        enqueued: time in UTC.
+        days: whole days since then; None once it was served or withdrawn.
+        state: "waiting"; "accepted" while the request that takes it is pending; "served" or "withdrawn".
+        request: the request that takes or took it; None while it waits, and where there was nothing to do for it.
+    """
+
+    number: int
+    kind: Kind
+    rows: int
+    enqueued: str
+    days: int | None
+    state: State
+    request: int | None
+
+
+def entries_of(ledger: Ledger) -> tuple[QueueEntry, ...]:
+    """Return all entries, in the order in which they came."""
+    rows = ledger.rows("SELECT number, kind, rows, enqueued, state, request FROM queue ORDER BY number")
+    return tuple(
+        QueueEntry(
+            number, kind, count, enqueued, days_since(enqueued) if state in ("waiting", "accepted") else None, state,
+            request,
+        )
+        for number, kind, count, enqueued, state, request in rows
+    )  # fmt: skip
+
+
+def waiting_entries(ledger: Ledger) -> tuple[QueueEntry, ...]:
+    """Return the entries that no request has taken yet."""
+    return tuple(entry for entry in entries_of(ledger) if entry.state == "waiting")
+
+
+# What comes in
+
+
+def enqueue(record: Record, ids: Sequence[Any] | None, subjects: Sequence[Any] | None, before: Any) -> int:
+    """Note what is to be forgotten (see `Record.enqueue`)."""
+    if sum(given is not None for given in (ids, subjects, before)) != 1:
+        raise ForgetError("say in one way what to forget: ids=, subjects= or before=.")
+    if before is not None:
+        return _enqueue_older(record, day_of(before))
+    if ids is None:
+        return _enqueue_names(record, "subjects", record.names.subjects(_listed("subjects", subjects)))
+    if record.plan.naming != "ids":
+        raise ForgetError(
+            f"this record names samples by {record.plan.naming}, so no id tells one; enqueue subjects= or before=, or "
+            "pass the rows to unlearn."
+        )
+    return _enqueue_names(record, "ids", record.names.samples(_listed("ids", ids)))
+
+
+def amend(record: Record, ids: Sequence[Any]) -> int:
+    """Note whose content is to be read anew (see `Record.amend`)."""
+    if record.plan.naming == "content" or record.plan.contents == "off":
+        why = "names samples by content" if record.plan.naming == "content" else "keeps no content digests"
+        raise UnsupportedError(
+            f"this record {why}, so nothing tells an old row from its mended one; forget the old rows and admit the "
+            "new ones: enqueue(...) or unlearn(...), and admit()."
+        )
+    return _enqueue_names(record, "amend", record.names.samples(_listed("ids", ids)))
+
+
+def admit(record: Record) -> int:
+    """Note that new rows may join (see `Record.admit`)."""
+    return _enqueue_names(record, "admit", as_names([]))
+
+
+def _listed(name: str, given: Sequence[Any] | None) -> list[Any]:
+    if isinstance(given, (str, bytes)):
+        raise ForgetError(f"{name}= takes a list; got {given!r}. For a single one pass [{given!r}].")
+    found = list(given if given is not None else ())
+    if not found:
+        raise empty_set()
+    return found
+
+
+def _enqueue_names(record: Record, kind: Kind, asked: Names) -> int:
+    """Write an entry of some names; looked up under the lock, so that nothing forgotten is written down again."""
+    names = np.unique(asked, axis=0)
+    with coordinator_lock(record.folder):
+        if kind != "admit":
+            known = [bool(record.ledger.rows(_RECORDED[kind], (row,))) for row in rows_of(names)]
+            strangers = names[~np.array(known)]
+            if not (gone := suppressed(record, strangers)).all():
+                raise unknown_names(strangers[~gone], len(names), "subjects" if kind == "subjects" else "samples")
+            names = names[known]
+            if not len(names):
+                raise ForgetError(f"all {len(strangers)} were forgotten before; there is nothing to wait for.")
+        with record.ledger.writing("queue"):
+            number = _write_entry(record.ledger, kind)
+            record.ledger.change_many("INSERT INTO queued VALUES (?, ?)", ((number, row) for row in rows_of(names)))
+            _count_rows(record.ledger, number, kind)
+            _tell(record.ledger, number, kind)
+    return number
+
+
+def _enqueue_older(record: Record, day: int) -> int:
+    with coordinator_lock(record.folder), record.ledger.writing("queue"):
+        if not record.ledger.rows("SELECT 1 FROM samples WHERE day < ? LIMIT 1", (day,)):
+            raise ForgetError(f"no recorded row is older than {text_of(day)}; there is nothing to wait for.")
+        number = _write_entry(record.ledger, "before")
+        record.ledger.change("INSERT INTO queued SELECT ?, name FROM samples WHERE day < ?", (number, day))
+        _count_rows(record.ledger, number, "before")
+        _tell(record.ledger, number, "before")
+    return number
+
+
+def _write_entry(ledger: Ledger, kind: Kind) -> int:
+    values = (kind, now(), "waiting")
+    return ledger.change("INSERT INTO queue (kind, rows, enqueued, state) VALUES (?, 0, ?, ?)", values)
+
+
+def _count_rows(ledger: Ledger, number: int, kind: Kind) -> None:
+    names = "SELECT name FROM queued WHERE entry = ?"
+    if kind == "subjects":
+        names = f"SELECT name FROM subjects WHERE subject IN ({names})"
+    count = f"SELECT coalesce(sum(copies), 0) FROM samples WHERE name IN ({names})"
+    ledger.change(f"UPDATE queue SET rows = ({count}) WHERE number = ?", (number, number))
+
+
+def _tell(ledger: Ledger, number: int, kind: Kind) -> None:
+    """Commit to what an entry names now, by a new salt, and note that in the events."""
+    salt = secrets.token_bytes(16)
+    ledger.change("UPDATE queue SET salt = ? WHERE number = ?", (salt, number))
+    ledger.append_event("queued", entry=number, what=kind, commitment=commitment(ledger, number, kind, salt).hex())
+
+
+def commitment(ledger: Ledger, number: int, kind: str, salt: bytes) -> bytes:
+    """Return what stands for the names of an entry in the events, 32 bytes."""
+    names = ledger.rows("SELECT name FROM queued WHERE entry = ? ORDER BY name", (number,))
+    return chained("pybrush-commit", salt, kind.encode(), b"".join(name for (name,) in names))
+
+
+# What goes out
+
+
+def withdraw(record: Record, entry: int) -> None:
+    """Take an entry out unserved (see `Record.withdraw`)."""
+    with coordinator_lock(record.folder):
+        found = {held.number: held for held in entries_of(record.ledger)}.get(entry)
+        if found is None or found.state != "waiting":
+            state = "unknown" if found is None else found.state
+            way_out = f"; cancel request {found.request} first" if found and found.state == "accepted" else ""
+            raise RecordError(f"entry {entry} of the queue is {state}; only a waiting one can be withdrawn{way_out}.")
+        with record.ledger.writing("queue"):
+            _end(record.ledger, [entry], "withdrawn", None)
+
+
+def take(ledger: Ledger, entries: Sequence[int], request: int) -> None:
+    """Let a request take entries, in the transaction in which it is accepted.
+
+    Raises:
+        RecordError: where one of them does not wait any more.
+    """
+    lost = set(entries) - {entry.number for entry in waiting_entries(ledger)}
+    if lost:
+        raise RecordError(
+            f"{len(lost)} entries of the queue were withdrawn or served while the request was worked out "
+            f"({', '.join(map(str, sorted(lost)))}). Nothing was touched; call again."
+        )
+    rows = ((request, entry) for entry in entries)
+    ledger.change_many("UPDATE queue SET state = 'accepted', request = ? WHERE number = ?", rows)
+
+
+def put_back(ledger: Ledger, request: int) -> None:
+    """Let the entries of a request that is cancelled wait again, inside its transaction."""
+    query = "UPDATE queue SET state = 'waiting', request = NULL WHERE request = ? AND state = 'accepted'"
+    ledger.change(query, (request,))
+
+
+def settle(ledger: Ledger, request: int, gone: Names) -> None:
+    """End what a request served, and take what it forgot out of all other entries, inside its commit.
+
+    Args:
+        ledger: the ledger.
+        request: the request.
+        gone: pseudonyms of samples and subjects that the record holds no more, shape (n, 16).
+    """
+    taken = ledger.rows("SELECT number FROM queue WHERE request = ? AND state = 'accepted'", (request,))
+    _end(ledger, [number for (number,) in taken], "served", request)
+    with ledger.listed(rows_of(gone)) as forgotten:
+        hit = ledger.rows(f"SELECT DISTINCT entry FROM queued WHERE name IN {forgotten} ORDER BY entry")
+        ledger.change(f"DELETE FROM queued WHERE name IN {forgotten}")
+    for (number,) in hit:
+        left = ledger.rows("SELECT 1 FROM queued WHERE entry = ? LIMIT 1", (number,))
+        ((kind,),) = ledger.rows("SELECT kind FROM queue WHERE number = ?", (number,))
+        if left:
+            _tell(ledger, number, kind)
+        else:
+            _end(ledger, [number], "served", request)
+
+
+def close_unneeded(record: Record, entries: Sequence[int]) -> None:
+    """End entries for which there was nothing to do: mended rows that are as recorded, no new rows."""
+    with coordinator_lock(record.folder), record.ledger.writing("queue"):
+        held = {entry.number for entry in waiting_entries(record.ledger)}
+        _end(record.ledger, sorted(held & set(entries)), "served", None)
+
+
+def queued_subjects(ledger: Ledger) -> set[bytes]:
+    """Return the names of the subjects that wait to be forgotten."""
+    query = "SELECT DISTINCT name FROM queued JOIN queue ON number = entry WHERE kind = 'subjects'"
+    return {name for (name,) in ledger.rows(query)}
+
+
+def _end(ledger: Ledger, entries: Iterable[int], state: State, request: int | None) -> None:
+    for number in entries:
+        ledger.change("DELETE FROM queued WHERE entry = ?", (number,))
+        ledger.change("UPDATE queue SET state = ?, request = ?, salt = NULL WHERE number = ?", (state, request, number))
+        ledger.append_event(state, entry=number, **({"request": request} if state == "served" else {}))
