@@ -1,8 +1,9 @@
-"""The `pybrush` command: train a record from a configuration, forget from it, price it, verify it, look into it.
+"""The `pybrush` command: train a record from a configuration, forget from it now or later, price it, verify it.
 
     pybrush plan experiment=mnist5k_sisa
     pybrush train experiment=mnist5k_sisa
     pybrush unlearn record=records/mnist5k forget.file=ids.txt guarantee=exact
+    pybrush enqueue record=records/mnist5k forget.file=ids.txt
     pybrush verify record=records/mnist5k
     pybrush info record=records/mnist5k
 
@@ -29,6 +30,8 @@ usage: pybrush COMMAND [KEY=VALUE] ...
   pybrush train experiment=digits_sisa     train, and leave a record from which samples can be forgotten
   pybrush unlearn record=FOLDER forget.file=FILE guarantee=exact
                                            forget what the file names, and say what is guaranteed
+  pybrush enqueue record=FOLDER forget.file=FILE
+                                           note what a later unlearn forget.queued=true forgets, all at once
   pybrush verify record=FOLDER             look whether everything is true that must be true of a record
   pybrush info record=FOLDER               tell what a record holds: rows, stages, requests, bytes on disk
 
@@ -71,6 +74,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "plan": commands.plan,
         "train": commands.train,
         "unlearn": commands.unlearn,
+        "enqueue": commands.enqueue,
         "verify": commands.verify,
         "info": commands.info,
     }

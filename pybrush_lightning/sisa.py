@@ -72,6 +72,8 @@ class SISA(_private.CallbackBase):
         content: "digest" keeps keyed digests of samples, "off" none.
         rebuild_all: must be False: a new generation is made by a new record.
         content_of: takes a raw sample and returns what is to be compared, for samples of unusual types.
+        times: the date of each row, for retention windows: a column's name, a sequence or a callable; None: the day
+            on which it is recorded.
 
     Raises:
         ConfigurationError: for values that cannot work.
@@ -94,6 +96,7 @@ class SISA(_private.CallbackBase):
         content: str = "digest",
         rebuild_all: bool = False,
         content_of: Callable[[Any], Any] | None = None,
+        times: IdSource | None = None,
     ) -> None:
         super().__init__()
         if rebuild_all:
@@ -104,7 +107,7 @@ class SISA(_private.CallbackBase):
         self.shards = None if shards is None else positive("shards", shards)
         self.slices = None if slices is None else positive("slices", slices)
         self.record = Path(record).absolute()  # some frameworks change the working folder later
-        self.naming = Naming(ids, subjects, content, content_of)
+        self.naming = Naming(ids, subjects, content, content_of, times)
         self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
         self.key, self.seed, self.step = key, seed, aggregate_step

@@ -15,6 +15,7 @@ from typing import Literal
 
 from pybrush.errors import CorruptRecordError
 from pybrush.record.ledger import days_since
+from pybrush.record.queue import QueueEntry, entries_of
 from pybrush.record.record import Record, RequestInfo
 from pybrush.record.transaction import UNFINISHED
 
@@ -115,6 +116,7 @@ class RecordInfo:
         suppressions: marks of what was forgotten.
         request_states: state -> number of requests in it.
         requests: all requests, in the order in which they came.
+        queue: all entries of the queue, in the order in which they came; those that wait have their age in days.
     """
 
     folder: str
@@ -137,6 +139,7 @@ class RecordInfo:
     suppressions: Suppressions
     request_states: Mapping[str, int]
     requests: tuple[HeldRequest, ...]
+    queue: tuple[QueueEntry, ...]
 
 
 def info(record: Record) -> RecordInfo:
@@ -151,6 +154,7 @@ def info(record: Record) -> RecordInfo:
         artefacts = list(record.artefacts())
         (marks,) = ledger.rows("SELECT count(*), min(since) FROM suppressions")
         requests = tuple(map(_held_request, record.requests))
+        queue = entries_of(ledger)
     # Looked at afterwards: whoever wants to write to the ledger waits for as long as it is read.
     return RecordInfo(
         folder=str(record.folder),
@@ -173,6 +177,7 @@ def info(record: Record) -> RecordInfo:
         suppressions=Suppressions(*marks),
         request_states=dict(Counter(request.state for request in requests)),
         requests=requests,
+        queue=queue,
     )
 
 

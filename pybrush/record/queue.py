@@ -7,6 +7,7 @@ commit, so that no entry outlives its names and none is dropped. Guide: docs/rec
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pybrush.days import day_of, text_of
-from pybrush.errors import ForgetError, RecordError, UnsupportedError
+from pybrush.errors import CorruptRecordError, ForgetError, RecordError, UnsupportedError
 from pybrush.hashing import chained
 from pybrush.names import Names, as_names, rows_of
 from pybrush.record.ledger import Ledger, days_since, now
@@ -31,6 +32,14 @@ _RECORDED = {
     "ids": "SELECT 1 FROM samples WHERE name = ?",
     "amend": "SELECT 1 FROM samples WHERE name = ?",
 }
+
+
+_STRANGERS = (
+    "SELECT count(*) FROM queued LEFT JOIN queue ON number = entry LEFT JOIN samples USING (name) "
+    "WHERE samples.name IS NULL AND kind IS NOT 'subjects'",
+    "SELECT count(*) FROM queued JOIN queue ON number = entry "
+    "WHERE kind = 'subjects' AND queued.name NOT IN (SELECT subject FROM subjects)",
+)
 
 
 @dataclass(frozen=True)
@@ -165,13 +174,51 @@ def _tell(ledger: Ledger, number: int, kind: Kind) -> None:
     """Commit to what an entry names now, by a new salt, and note that in the events."""
     salt = secrets.token_bytes(16)
     ledger.change("UPDATE queue SET salt = ? WHERE number = ?", (salt, number))
-    ledger.append_event("queued", entry=number, what=kind, commitment=commitment(ledger, number, kind, salt).hex())
+    told = commitment(salt, kind, _names_in(ledger, number)).hex()
+    ledger.append_event("queued", entry=number, what=kind, commitment=told)
 
 
-def commitment(ledger: Ledger, number: int, kind: str, salt: bytes) -> bytes:
-    """Return what stands for the names of an entry in the events, 32 bytes."""
-    names = ledger.rows("SELECT name FROM queued WHERE entry = ? ORDER BY name", (number,))
-    return chained("pybrush-commit", salt, kind.encode(), b"".join(name for (name,) in names))
+def _names_in(ledger: Ledger, number: int) -> list[bytes]:
+    return [name for (name,) in ledger.rows("SELECT name FROM queued WHERE entry = ? ORDER BY name", (number,))]
+
+
+def commitment(salt: bytes, kind: str, names: Iterable[bytes]) -> bytes:
+    """Return what stands for an entry and its names, in ascending order, in the events, 32 bytes."""
+    return chained("pybrush-commit", salt, kind.encode(), b"".join(names))
+
+
+def check_queue(ledger: Ledger) -> None:
+    """Check that the queue is what its events tell, and that it names nobody who is not recorded.
+
+    Raises:
+        CorruptRecordError: at the first entry that is not.
+    """
+    told: dict[int, tuple[str, dict[str, Any]]] = {}
+    query = "SELECT kind, body FROM events WHERE kind IN ('queued', 'served', 'withdrawn') ORDER BY number"
+    for kind, body in ledger.rows(query):
+        told[json.loads(body)["entry"]] = kind, json.loads(body)
+    held = {entry.number: entry for entry in entries_of(ledger)}
+    wrong = sorted(n for n in told.keys() | held.keys() if n not in held or not _is_told(ledger, held[n], told.get(n)))
+    if wrong:
+        listed = ", ".join(map(str, wrong))
+        raise CorruptRecordError(f"entries of the queue in {ledger.path} are not what its events tell: {listed}.")
+    for query in _STRANGERS:
+        ((strangers,),) = ledger.rows(query)
+        if strangers:
+            raise CorruptRecordError(f"the queue in {ledger.path} holds {strangers} names that are not recorded.")
+
+
+def _is_told(ledger: Ledger, entry: QueueEntry, told: tuple[str, dict[str, Any]] | None) -> bool:
+    """Whether the last event about an entry says what its row says."""
+    kind, body = told if told is not None else ("", {})
+    if entry.state in ("served", "withdrawn"):
+        return kind == entry.state and body.get("request") == entry.request
+    query = "SELECT salt FROM queue WHERE number = ? AND salt IS NOT NULL"
+    names = _names_in(ledger, entry.number)
+    made = [commitment(salt, entry.kind, names).hex() for (salt,) in ledger.rows(query, (entry.number,))]
+    pending = "SELECT 1 FROM requests WHERE number = ? AND state = 'pending'"
+    taken = bool(ledger.rows(pending, (entry.request,)))
+    return kind == "queued" and made == [body["commitment"]] and taken == (entry.state == "accepted")
 
 
 # What goes out

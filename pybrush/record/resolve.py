@@ -100,16 +100,16 @@ def resolve(record: Record, samples: Samples, holdings: Holdings | None, wish: W
 
 def _named(record: Record, samples: Samples, asked: Names) -> tuple[Strikes, int]:
     if not len(asked):
-        raise empty_set()
+        raise _empty()
     gathered = counted(asked)
     names, counts = gathered.names, gathered.counts
     if record.plan.naming != "content":  # an id names one row, however often it is given
         counts = np.ones_like(counts)
     at = samples.find(names)
     unknown = at < 0
-    gone = suppressed(record, names[unknown])
+    gone = _suppressed(record, names[unknown])
     if not gone.all():
-        raise unknown_names(names[unknown][~gone], len(names))
+        raise _unknown(names[unknown][~gone], len(names))
     at, counts, names = at[~unknown], counts[~unknown], names[~unknown]
     taken = np.minimum(counts, samples.copies[at])
     return strikes(names, samples.contents[at], taken), int(gone.sum() + (counts - taken).sum())
@@ -117,7 +117,7 @@ def _named(record: Record, samples: Samples, asked: Names) -> tuple[Strikes, int
 
 def _of_contents(record: Record, samples: Samples, asked: Names, wish: Wish) -> tuple[Strikes, int]:
     if not len(asked):
-        raise empty_set()
+        raise _empty()
     if record.plan.contents == "off":
         raise UnsupportedError("this record keeps no content digests; name the samples by ids=, rows= or subjects=.")
     gathered = counted(asked)
@@ -131,7 +131,7 @@ def _of_contents(record: Record, samples: Samples, asked: Names, wish: Wish) -> 
     unknown = low == high
     gone = _contents_suppressed(record, contents[unknown], wish.subjects)
     if not gone.all():
-        raise unknown_names(record.names.content_samples(contents[unknown][~gone]), len(contents))
+        raise _unknown(record.names.content_samples(contents[unknown][~gone]), len(contents))
     taken = np.zeros(len(pool), dtype=np.int64)
     for start, end, count in zip(low[~unknown], high[~unknown], counts[~unknown], strict=True):
         members = order[start:end]
@@ -158,12 +158,12 @@ def _check_unambiguous(
 
 def _of_subjects(record: Record, samples: Samples, subjects: Names) -> tuple[Strikes, int]:
     if not len(subjects):
-        raise empty_set()
+        raise _empty()
     held = {row for (row,) in record.ledger.rows("SELECT DISTINCT subject FROM subjects")}
     absent = as_names(row.tobytes() for row in subjects if row.tobytes() not in held)
-    gone = suppressed(record, absent)
+    gone = _suppressed(record, absent)
     if not gone.all():
-        raise unknown_names(absent[~gone], len(subjects), "subjects")
+        raise _unknown(absent[~gone], len(subjects), "subjects")
     own = _owned(record, samples, subjects)
     return strikes(own.names, own.contents, own.copies, subjects), int(gone.sum())
 
@@ -189,7 +189,7 @@ def _missing(record: Record, samples: Samples, holdings: Holdings | None) -> Str
     lost = samples.copies - holdings.present
     absent = int(lost.sum())
     # Forgotten rows may still lie in the data set; only rows that were never recorded speak for a change.
-    new = int((~suppressed(record, holdings.strangers)).sum()) if absent > _CHANGED_SHARE * samples.rows else 0
+    new = int((~_suppressed(record, holdings.strangers)).sum()) if absent > _CHANGED_SHARE * samples.rows else 0
     if new:
         raise ForgetError(
             f"{absent} of {samples.rows} recorded rows are absent and {new} rows are new: that is a "
@@ -215,7 +215,7 @@ def _equal_rows(samples: Samples, found: Strikes) -> int:
     return int(samples.copies[equal].sum() - found.copies[known].sum())
 
 
-def suppressed(record: Record, names: Names) -> NDArray[np.bool_]:
+def _suppressed(record: Record, names: Names) -> NDArray[np.bool_]:
     """Return which of some names were forgotten before, shape (n,)."""
     query = "SELECT 1 FROM suppressions WHERE name = ?"
     marks = record.names.suppressed(names)
@@ -227,18 +227,16 @@ def _contents_suppressed(record: Record, contents: Names, subjects: Names | None
     owners = [None] if subjects is None else [None, *(row.tobytes() for row in subjects)]
     gone = np.zeros(len(contents), dtype=bool)
     for owner in owners:
-        gone |= suppressed(record, record.names.content_samples(contents, [owner] * len(contents)))
+        gone |= _suppressed(record, record.names.content_samples(contents, [owner] * len(contents)))
     return gone
 
 
-def unknown_names(names: Names, asked: int, what: str = "samples") -> UnknownSamplesError:
-    """Return the error for names that the record does not hold and never held."""
+def _unknown(names: Names, asked: int, what: str = "samples") -> UnknownSamplesError:
     return UnknownSamplesError(
         f"{len(names)} of {asked} {what} to forget are not in the record (pseudonyms {shown(names)}). Nothing was "
         "touched. Pass them exactly as in training: the same ids of the same type, or the same raw rows with labels."
     )
 
 
-def empty_set() -> ForgetError:
-    """Return the error for a forget set that names nothing."""
+def _empty() -> ForgetError:
     return ForgetError("the forget set is empty; name at least one sample to forget.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import numpy as np
 
 from pybrush.errors import CorruptRecordError, RecordError
 from pybrush.hashing import chained
-from pybrush.names import Names, as_names
+from pybrush.names import Names, among, as_names, rows_of
 from pybrush.plan.graph import Stage, constituents
 from pybrush.record.collect import remove_unwanted, seal
 from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.queue import put_back, queued_subjects, settle, take
 from pybrush.record.record import Record, RequestInfo
 from pybrush.record.samples import Samples, strike_samples
 from pybrush.request import Strikes
@@ -120,8 +121,15 @@ def tidy(record: Record) -> None:
         record.store.sweep(record.ledger.wanted() | {"initial"})
 
 
-def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
-    """Write a request down before anything is done for it; from here it will be finished or cancelled."""
+def accept(record: Record, strikes: Strikes, target: Target, entries: Sequence[int] = ()) -> OpenRequest:
+    """Write a request down before anything is done for it; from here it will be finished or cancelled.
+
+    Args:
+        record: the record.
+        strikes: what the request takes.
+        target: what the record becomes.
+        entries: the entries of the queue that it serves.
+    """
     salt = secrets.token_bytes(16)
     with coordinator_lock(record.folder):
         number = max((request.number for request in record.requests), default=0) + 1
@@ -129,6 +137,7 @@ def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
         replace(pending_path(record, number), strikes.to_bytes())
         commitment = strikes.commitment(salt)
         with record.ledger.writing("accept"):
+            take(record.ledger, entries, number)
             record.ledger.change(
                 "INSERT INTO requests (number, state, method, commitment, rows, accepted) VALUES (?, ?, ?, ?, ?, ?)",
                 (number, "pending", METHOD, commitment, strikes.rows, now()),
@@ -145,14 +154,19 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
     """Make the rebuilt record the record, in one transaction: rows out, suppressions in, release written."""
     strikes, plan = request.strikes, record.plan
     gone = strikes.names[target.samples.find(strikes.names) < 0]
-    suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects]))
-    marks = [(row.tobytes(), now()[:10]) for row in suppressed]
+    lost = np.vstack([gone, strikes.subjects, strikes.orphans])
     counts = target.samples.cell_rows(plan.shards, plan.slices)
     record.samples_are(None)
     with coordinator_lock(record.folder), record.ledger.writing("commit"):
         ledger = record.ledger
         strike_samples(ledger, before, strikes)
-        ledger.change_many("INSERT OR IGNORE INTO suppressions VALUES (?, ?)", marks)
+        queued = among(strikes.orphans, as_names(queued_subjects(ledger)))  # they asked too, and wait no longer
+        marked = record.names.suppressed(np.vstack([gone, strikes.subjects, strikes.orphans[queued]]))
+        since = now()[:10]
+        ledger.change_many(
+            "INSERT OR IGNORE INTO suppressions VALUES (?, ?)", ((row, since) for row in rows_of(marked))
+        )
+        settle(ledger, request.number, lost)
         ledger.change("DELETE FROM cells")
         ledger.change_many(
             "INSERT INTO cells VALUES (?, ?, ?, ?)",
@@ -207,5 +221,6 @@ def _withdraw(record: Record, number: int) -> None:
     with record.ledger.writing("cancel"):
         record.ledger.change("UPDATE requests SET state = 'cancelled' WHERE number = ?", (number,))
         record.ledger.change("DELETE FROM salts WHERE request = ?", (number,))
+        put_back(record.ledger, number)
         record.ledger.set_wanted(stage.key for stage in record.graph())
         record.ledger.append_event("cancelled", request=number)

@@ -13,6 +13,7 @@ from pybrush.record.collect import check_gone, files_but, gone_names
 from pybrush.record.declarations import commitment
 from pybrush.record.fingerprint import semantic_digest
 from pybrush.record.ledger import check_events, days_since
+from pybrush.record.queue import check_queue, waiting_entries
 from pybrush.record.record import Record
 from pybrush.record.samples import read_samples
 from pybrush.record.transaction import open_request, pending_path, unfinished
@@ -30,6 +31,7 @@ class Verification:
         pending: unfinished requests, "number: state, n days old".
         unwanted: stages on disk that the plan does not want; the next collection takes them.
         artefacts: registered files of user code that exist.
+        queued: entries of the queue that wait, "number: kind, rows, n days old": what was asked is not done yet.
     """
 
     stages: int
@@ -39,11 +41,12 @@ class Verification:
     pending: tuple[str, ...]
     unwanted: tuple[str, ...]
     artefacts: int
+    queued: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is missing, pending or unwanted."""
-        return not (self.missing or self.pending or self.unwanted)
+        """Whether nothing is missing, pending, unwanted or waiting in the queue."""
+        return not (self.missing or self.pending or self.unwanted or self.queued)
 
 
 def verify(record: Record) -> Verification:
@@ -51,6 +54,7 @@ def verify(record: Record) -> Verification:
     events = check_events(record.ledger)
     _check_history(record)
     _check_declarations(record)
+    check_queue(record.ledger)
     _check_plan(record)
     stages = record.graph()
     _check_cells(record)
@@ -77,6 +81,10 @@ def verify(record: Record) -> Verification:
         pending,
         tuple(sorted(record.store.keys() - wanted)),
         _check_artefacts(record, wanted),
+        tuple(
+            f"{entry.number}: {entry.kind}, {entry.rows} rows, {entry.days} days old"
+            for entry in waiting_entries(record.ledger)
+        ),
     )
 
 

@@ -304,6 +304,10 @@ def declaration_commitment(salt, name, statement):
     return hash_parts("pybrush-commit", salt, name.encode("utf-8"), statement.encode("utf-8"))
 
 
+def entry_commitment(salt, kind, names):
+    return hash_parts("pybrush-commit", salt, kind.encode("utf-8"), b"".join(sorted(names)))
+
+
 def event_digest(previous, number, kind, time, body):
     texts = (kind.encode("utf-8"), time.encode("utf-8"), body.encode("utf-8"))
     return hash_parts("pybrush-event", previous, u64(number), *texts)
@@ -405,6 +409,7 @@ def defects_of_ledger(record):
         yield "epochs per slice"
     yield from defects_of_events(tables)
     yield from defects_of_declarations(tables)
+    yield from defects_of_queue(tables)
 
 
 def defects_of_events(tables):
@@ -431,6 +436,36 @@ def defects_of_declarations(tables):
         made = declaration_commitment(row["salt"], row["name"], row["statement"]).hex()
         if made not in {body["commitment"] for body in told}:
             yield f"declaration {row['name']}"
+
+
+def defects_of_queue(tables):
+    last = {}
+    for event in sorted(tables["events"], key=lambda row: row["number"]):
+        if event["kind"] in ("queued", "served", "withdrawn"):
+            body = json.loads(event["body"])
+            last[body.pop("entry")] = (event["kind"], body)
+    pending = {row["number"] for row in tables["requests"] if row["state"] == "pending"}
+    for row in tables["queue"]:
+        if last.pop(row["number"], None) != expected_event(row, tables):
+            yield f"entry {row['number']}"
+        if row["state"] in ("waiting", "accepted") and (row["state"] == "accepted") != (row["request"] in pending):
+            yield f"request of entry {row['number']}"
+    yield from (f"no entry {number}" for number in last)
+    kinds = {row["number"]: row["kind"] for row in tables["queue"]}
+    recorded = {kind: {row["name"] for row in tables["samples"]} for kind in ("ids", "before", "amend")}
+    recorded["subjects"] = {row["subject"] for row in tables["subjects"]}
+    for row in tables["queued"]:
+        if row["name"] not in recorded.get(kinds.get(row["entry"]), ()):
+            yield "a name in the queue that is not recorded"
+
+
+def expected_event(row, tables):
+    """Return kind and body of the last event about an entry of the queue."""
+    if row["state"] in ("served", "withdrawn"):
+        return row["state"], {"request": row["request"]} if row["state"] == "served" else {}
+    held = [queued["name"] for queued in tables["queued"] if queued["entry"] == row["number"]]
+    made = entry_commitment(row["salt"] or b"", row["kind"], held)
+    return "queued", {"what": row["kind"], "commitment": made.hex()}
 
 
 DUE_EVENTS = {
