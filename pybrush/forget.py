@@ -1,8 +1,8 @@
 """The orchestrator: fit and unlearn as transactions on a record, the same for every framework.
 
-`fit` builds every stage that has no state. `unlearn` strikes rows out, builds what is missing then,
-commits, and collects what became unreachable. A crash anywhere is mended by calling again: the request
-that was accepted is finished first, and ends in the same bits. Guide: docs/record_format.md, "Requests".
+`fit` builds every stage that has no state. `unlearn` strikes rows out, amends and admits rows where asked, builds
+what is missing then, commits, and collects what became unreachable. A crash anywhere is mended by calling again:
+the request that was accepted is finished first. Guide: docs/record_format.md, "Requests".
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from pybrush.build import Sources, build, check_rows, holdings_of, missing_stages
-from pybrush.errors import FingerprintError, ForgetError, GuaranteeError, RecordError
+from pybrush.change import Change
+from pybrush.errors import (
+    ContentError,
+    FingerprintError,
+    ForgetError,
+    GuaranteeError,
+    IdError,
+    RecordError,
+    UnsupportedError,
+)
 from pybrush.guarantee import Budget, as_plain
 from pybrush.learner import Learner
 from pybrush.names import Namer
@@ -25,6 +34,7 @@ from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
 from pybrush.record.fingerprint import check_same, plain
 from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.queue import close_unneeded, drawn, is_served_by, waiting_entries, waiting_note
 from pybrush.record.record import Record
 from pybrush.record.resolve import Resolution, Wish, resolve
 from pybrush.record.samples import Holdings, Samples, hold
@@ -42,7 +52,7 @@ from pybrush.record.transaction import (
     unfinished,
     write_release,
 )
-from pybrush.request import Roster, Strikes
+from pybrush.request import Roster
 from pybrush.result import UnlearnCost, UnlearnResult
 
 _log = logging.getLogger(__name__)
@@ -87,6 +97,8 @@ def fit(
     if unfinished(record):  # else no lock: any number of processes may build a first fit together
         with request_lock(record.folder):
             _finish_open(record, sources)
+    for note in waiting_note(record.ledger):
+        _log.warning("%s", note)
     samples = record.samples()
     stages = record.graph()
     todo = missing_stages(record, stages)
@@ -130,12 +142,12 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
 def unlearn(
     record: Record, sources: Sources, wish: Wish, *, aggregate: Callable[[Record], Any], dry_run: bool = False
 ) -> UnlearnResult:
-    """Forget what a wish names, exactly, by rebuilding the stages that saw it.
+    """Do what a wish asks, exactly, by rebuilding the stages that saw what is forgotten or see what is new.
 
     Args:
         record: the opened record, its fingerprint already compared.
         sources: learner, data and names of its rows.
-        wish: what to forget.
+        wish: what to forget, to amend and to admit.
         aggregate: makes the model to hand out, after the constituent was loaded.
         dry_run: only say what would be done.
 
@@ -146,21 +158,12 @@ def unlearn(
     with request_lock(record.folder):
         if dry_run:
             resolution, work = _intended(record, sources, wish)
-            return foretold(record, resolution, None if work is None else work.target)
-        tidy(record)
-        waiting = open_request(record)
-        if waiting is not None:
-            same = _names_same(record, sources, wish, waiting)
-            result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
-            if same:
-                return result
-        resolution, work = _intended(record, sources, wish)
-        if work is None:
-            load_last(record, sources.learner)
-            return replace(unchanged(record, resolution), model=aggregate(record))
-        request = accept(record, resolution.strikes, work.target)
-        result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
-    return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes_on(resolution))
+            result = foretold(record, resolution, None if work is None else work.target)
+        else:
+            tidy(record)
+            result = _served(record, sources, wish, aggregate)
+    left = () if dry_run and wish.queued else waiting_note(record.ledger)
+    return replace(result, notes=(*result.notes, *left))
 
 
 def check_guarantee(method: str, guarantee: object) -> None:
@@ -220,45 +223,70 @@ def _finish_open(record: Record, sources: Sources) -> None:
         _serve(record, sources, waiting, None, lambda _: None)
 
 
+def _served(record: Record, sources: Sources, wish: Wish, aggregate: Callable[[Record], Any]) -> UnlearnResult:
+    """Finish what is open, then do what a wish asks, unless that was the same."""
+    waiting = open_request(record)
+    if waiting is not None:
+        same = _names_same(record, sources, wish, waiting)
+        result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
+        if same:
+            return result
+    resolution, work = _intended(record, sources, wish)
+    if work is None:
+        close_unneeded(record, resolution.entries)
+        load_last(record, sources.learner)
+        return replace(unchanged(record, resolution), model=aggregate(record))
+    request = accept(record, work.change, work.target, resolution.entries)
+    result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
+    return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes_on(resolution))
+
+
 def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenRequest) -> bool:
     """Whether a wish names the multiset of a request that is not finished.
 
     Resolved against the record as it was when that request came, so that the rerun of a request that was
     killed after its commit does not strike one more copy.
     """
-    samples = record.samples()
+    if wish.queued:
+        return is_served_by(record.ledger, waiting.number) and not waiting_entries(record.ledger)
+    samples, wish = record.samples(), drawn(record, wish)
     if waiting.state == "pending":
-        found = resolve(record, samples, hold(samples, sources.roster), wish)
-        return found.strikes.same_request(waiting.strikes)
-    if wish.subjects is not None and wish.contents is None:
-        return {row.tobytes() for row in waiting.strikes.subjects} == {row.tobytes() for row in wish.subjects}
-    samples = samples.restored(waiting.strikes)
+        return resolve(record, samples, hold(samples, sources.roster), wish).change.same_request(waiting.change)
+    known, rest = waiting.change, wish
+    if wish.subjects is not None and wish.contents is None:  # the commit took what says which rows were theirs
+        if {row.tobytes() for row in known.strikes.subjects} != {row.tobytes() for row in wish.subjects}:
+            return False
+        if wish.names is None and wish.amended is None and not wish.admits:
+            return True
+        rest = replace(wish, subjects=None)
+    samples = samples.restored(known)
     try:
-        found = resolve(record, samples, hold(samples, sources.roster), wish)
-    except ForgetError:  # after a commit only forward; what is wrong with the wish is said when that is done
-        return False
-    return found.strikes.same_request(waiting.strikes)
+        found = resolve(record, samples, hold(samples, sources.roster), rest).change
+    except (ForgetError, UnsupportedError, ContentError, IdError):
+        return False  # after a commit only forward; what is wrong with the wish is said when that is done
+    return known.same_request(found) if rest is wish else known.covers(found)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What a request has to do: the record as it will be, the rows at hand for it, the stages to train."""
+    """What a request has to do: its change, the record as it will be, the rows at hand for it, the stages to train."""
 
+    change: Change
     target: Target
     holdings: Holdings
     todo: list[Stage]
 
 
 def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, _Work | None]:
-    """Resolve a wish and say what the record would become; None where nothing is left to strike."""
-    samples = record.samples()
-    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing)
+    """Resolve a wish and say what the record would become; None where nothing is left to change."""
+    samples, wish = record.samples(), drawn(record, wish)
+    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing, new_asked=wish.admits)
     resolution = resolve(record, samples, holdings, wish)
-    found = resolution.strikes
-    if not len(found):
+    found = resolution.change
+    if found.is_empty:
         return resolution, None
-    strikes = replace(found, orphans=orphans_of(record, samples, found))
-    return replace(resolution, strikes=strikes), _feasible(record, sources, samples, strikes)
+    strikes = replace(found.strikes, orphans=orphans_of(record, samples, found))
+    return resolution, _feasible(record, sources, samples, replace(found, strikes=strikes))
 
 
 def _serve(
@@ -271,13 +299,13 @@ def _serve(
         _build_and_commit(record, sources, request, work)
     # Before collection, so that whatever stops that, the model in hand has forgotten.
     load_last(record, sources.learner)
-    audit = collect(record, request.number, request.strikes, raw_ids)
+    audit = collect(record, request.number, request.change.strikes, raw_ids)
     stages = record.graph()
     outcome = next(info.outcome for info in record.requests if info.number == request.number)
     last = {stage.shard for stage in stages}
     return UnlearnResult(
         model=aggregate(record),
-        guarantee=exact_guarantee(record, stages),
+        guarantee=exact_guarantee(record, stages, request.change),
         method=METHOD,
         request=request.number,
         cost=UnlearnCost(**outcome["cost"]),
@@ -286,6 +314,9 @@ def _serve(
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
         forgotten=int(outcome["rows"]),
+        amended=int(outcome["amended"]),
+        admitted=int(outcome["admitted"]),
+        entries=tuple(entry.number for entry in record.queue if entry.request == request.number),
         salt=salt[0][0].hex() if salt else "",
     )
 
@@ -293,7 +324,7 @@ def _serve(
 def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, known: _Work | None) -> None:
     samples = record.samples()
     with _as_before(record, sources.learner, request.number):
-        work = known or _feasible(record, sources, samples, request.strikes)
+        work = known or _feasible(record, sources, samples, request.change)
         target = work.target
         changed = rebuilt(record, target)
         if work.todo:
@@ -301,8 +332,10 @@ def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, kn
                 _log.info("%s", note)
             sources.learner.session(lambda: build(record, sources, target.samples, work.holdings, work.todo))
         cost = cost_of(record, target.stages, changed)
-        guarantee = as_plain(exact_guarantee(record, target.stages))
-        outcome = {"cost": asdict(cost), "guarantee": guarantee, "rows": request.strikes.rows}
+        change = request.change
+        guarantee = as_plain(exact_guarantee(record, target.stages, change))
+        counts = {"rows": change.forgotten, "amended": change.amended, "admitted": change.admitted}
+        outcome = {"cost": asdict(cost), "guarantee": guarantee, **counts}
         commit(record, request, samples, target, outcome)
 
 
@@ -321,17 +354,17 @@ def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
         raise
 
 
-def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strikes) -> _Work:
+def _feasible(record: Record, sources: Sources, samples: Samples, change: Change) -> _Work:
     """Return what there is to do, or refuse where the record that would come of it cannot be built."""
-    target = target_of(record, samples, strikes)
+    target = target_of(record, samples, change)
     if not target.stages:
         raise ForgetError(
-            f"after striking {strikes.rows} of {samples.rows} rows nothing is left to train on; delete the model and "
-            "its record instead."
+            f"after striking {change.forgotten} of {samples.rows} rows nothing is left to train on; delete the model "
+            "and its record instead."
         )
     holdings, todo = hold(target.samples, sources.roster), missing_stages(record, target.stages)
     check_rows(record, target.samples, holdings, sources, todo)
-    return _Work(target, holdings, todo)
+    return _Work(change, target, holdings, todo)
 
 
 def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:

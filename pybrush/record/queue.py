@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from pybrush.days import day_of, text_of
-from pybrush.errors import CorruptRecordError, ForgetError, RecordError, UnsupportedError
+from pybrush.errors import CorruptRecordError, ForgetError, RecordError
 from pybrush.hashing import chained
 from pybrush.names import Names, as_names, rows_of
 from pybrush.record.ledger import Ledger, days_since, now
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Record
-from pybrush.record.resolve import empty_set, suppressed, unknown_names
+from pybrush.record.resolve import Wish, check_amendable, empty_set, unknown_names
+from pybrush.record.suppressions import suppressed
 
 Kind = Literal["ids", "subjects", "before", "amend", "admit"]
 State = Literal["waiting", "accepted", "served", "withdrawn"]
@@ -34,9 +35,11 @@ _RECORDED = {
 }
 
 
+_WAITING = "SELECT name FROM queued JOIN queue ON number = entry WHERE state = 'waiting' AND kind "
+
 _STRANGERS = (
     "SELECT count(*) FROM queued LEFT JOIN queue ON number = entry LEFT JOIN samples USING (name) "
-    "WHERE samples.name IS NULL AND kind IS NOT 'subjects'",
+    "WHERE kind IS NULL OR (samples.name IS NULL AND kind != 'subjects')",
     "SELECT count(*) FROM queued JOIN queue ON number = entry "
     "WHERE kind = 'subjects' AND queued.name NOT IN (SELECT subject FROM subjects)",
 )
@@ -103,12 +106,7 @@ def enqueue(record: Record, ids: Sequence[Any] | None, subjects: Sequence[Any] |
 
 def amend(record: Record, ids: Sequence[Any]) -> int:
     """Note whose content is to be read anew (see `Record.amend`)."""
-    if record.plan.naming == "content" or record.plan.contents == "off":
-        why = "names samples by content" if record.plan.naming == "content" else "keeps no content digests"
-        raise UnsupportedError(
-            f"this record {why}, so nothing tells an old row from its mended one; forget the old rows and admit the "
-            "new ones: enqueue(...) or unlearn(...), and admit()."
-        )
+    check_amendable(record)
     return _enqueue_names(record, "amend", record.names.samples(_listed("ids", ids)))
 
 
@@ -134,7 +132,8 @@ def _enqueue_names(record: Record, kind: Kind, asked: Names) -> int:
             known = [bool(record.ledger.rows(_RECORDED[kind], (row,))) for row in rows_of(names)]
             strangers = names[~np.array(known)]
             if not (gone := suppressed(record, strangers)).all():
-                raise unknown_names(strangers[~gone], len(names), "subjects" if kind == "subjects" else "samples")
+                what, aim = "subjects" if kind == "subjects" else "samples", "amend" if kind == "amend" else "forget"
+                raise unknown_names(strangers[~gone], len(names), what, aim)
             names = names[known]
             if not len(names):
                 raise ForgetError(f"all {len(strangers)} were forgotten before; there is nothing to wait for.")
@@ -222,6 +221,51 @@ def _is_told(ledger: Ledger, entry: QueueEntry, told: tuple[str, dict[str, Any]]
 
 
 # What goes out
+
+
+def drawn(record: Record, wish: Wish) -> Wish:
+    """Return the batch that a wish for what waits, or is too old, comes to; the wish itself where that is nothing."""
+    ledger = record.ledger
+    if wish.before is not None:
+        older = _copied(ledger, "SELECT name, copies FROM samples WHERE day < ?", wish.before)
+        return replace(wish, before=None, names=older) if len(older) else wish
+    waiting = waiting_entries(ledger) if wish.queued else ()
+    if not waiting:
+        return wish
+    kinds = {entry.kind for entry in waiting}
+    copied = f"SELECT name, copies FROM samples WHERE name IN ({_WAITING} IN ('ids', 'before'))"
+    subjects, amended = ({name for (name,) in ledger.rows(_WAITING + "= ?", (kind,))} for kind in ("subjects", "amend"))
+    return replace(
+        wish,
+        queued=False,
+        entries=tuple(entry.number for entry in waiting),
+        names=_copied(ledger, copied) if kinds & {"ids", "before"} else None,
+        subjects=as_names(sorted(subjects)) if "subjects" in kinds else None,
+        amended=as_names(sorted(amended)) if "amend" in kinds else None,
+        admits="admit" in kinds,
+    )
+
+
+def _copied(ledger: Ledger, query: str, *values: Any) -> Names:
+    """Return the names that a query finds, each as often as the record counts it."""
+    rows = ledger.rows(query, values)
+    return np.repeat(as_names(name for name, _ in rows), [copies for _, copies in rows], axis=0)
+
+
+def is_served_by(ledger: Ledger, request: int) -> bool:
+    """Whether a request took entries of the queue, or forgot all that one named."""
+    return bool(ledger.rows("SELECT 1 FROM queue WHERE request = ? LIMIT 1", (request,)))
+
+
+def waiting_note(ledger: Ledger) -> tuple[str, ...]:
+    """Return what to say of the entries that wait; nothing where none does."""
+    waiting = waiting_entries(ledger)
+    if not waiting:
+        return ()
+    oldest = max(entry.days or 0 for entry in waiting)
+    return (
+        f"{len(waiting)} entries wait in the queue, the oldest for {oldest} days; unlearn(queued=True) serves them",
+    )
 
 
 def withdraw(record: Record, entry: int) -> None:

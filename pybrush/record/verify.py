@@ -149,7 +149,7 @@ def _check_open_request(record: Record) -> None:
     request = open_request(record)
     if request is not None and request.state != "pending":
         files = files_but(record, pending_path(record, request.number), record.ledger.path)
-        check_gone(files, gone_names(read_samples(record.ledger), request.strikes))
+        check_gone(files, gone_names(read_samples(record.ledger), request.change.strikes))
 
 
 def _check_plan(record: Record) -> None:

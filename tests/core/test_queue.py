@@ -163,7 +163,7 @@ def test_a_record_without_ids_takes_no_ids_and_amends_nothing(tmp_path):
     with opened(tmp_path / "a") as record:
         with pytest.raises(ForgetError, match="names samples by content"):
             record.enqueue(ids=[1])
-        with pytest.raises(UnsupportedError, match=r"names samples by content.*admit the new"):
+        with pytest.raises(UnsupportedError, match=r"names rows by their content.*admit the new"):
             record.amend([1])
         assert record.queue == ()
 
@@ -397,6 +397,103 @@ def test_rows_older_than_a_date_are_forgotten_at_once(folder, tmp_path):
     again = serve(folder, lambda _: Wish(before=day_of("2026-01-08")))
     assert (again.method, again.request) == ("none", 0)
     assert "no recorded row is older than 2026-01-08" in again.notes[0]
+
+
+# Rows that change and rows that join
+
+
+def changed_rows():
+    """The data set as it is when the queue is served: two labels fixed, six rows new."""
+    x, y = data(N + 6)
+    x[:N], y[:N] = data(N)
+    y[[2, 11]] = 1 - y[[2, 11]]
+    return x, y
+
+
+MORE_IDS = [*IDS, *(f"person-{i:012d}" for i in range(N, N + 6))]
+MORE_OWNERS = [*OWNERS, *([f"subject-{i % 8}", f"guardian-{i % 8}"] for i in range(N, N + 6))]
+MORE_DAYS = np.append(DAYS, [day_of("2027-01-01")] * 6)
+
+
+def enqueue_all_kinds(folder):
+    with opened(folder) as record:
+        record.enqueue(ids=[IDS[9], IDS[17]])
+        record.enqueue(subjects=["subject-3"])
+        record.enqueue(before="2026-01-03")
+        record.amend([IDS[2], IDS[11], IDS[14], IDS[0]])  # one that is as recorded, one that is too old
+        record.admit()
+
+
+def serve_changed(folder, days=MORE_DAYS):
+    with opened(folder) as record:
+        roster = dated(changed_rows(), MORE_IDS, MORE_OWNERS, days)(record.names)
+        sources = Sources(NumpyLearner([9.0] * 3), changed_rows(), roster)
+        return forget.unlearn(record, sources, Wish(queued=True, raw_ids=None), aggregate=lambda _: None)
+
+
+def test_one_request_forgets_amends_and_admits_with_the_bits_of_a_fit_on_what_is_then_there(folder, tmp_path):
+    enqueue_all_kinds(folder)
+    result = serve_changed(folder)
+    gone = {9, 17, 3, 11, 19, 27, 0, 1}  # whose label was fixed too, and who joins no more
+    left = [i for i in range(N + 6) if i not in gone]
+    fit(tmp_path / "b", keep(changed_rows(), left), [MORE_IDS[i] for i in left], [MORE_OWNERS[i] for i in left])
+    assert_same_record(folder, tmp_path / "b")
+    counts = (result.forgotten, result.amended, result.admitted)
+    assert (result.request, result.entries, counts) == (1, (1, 2, 3, 4, 5), (7, 1, 5))
+    with opened(folder) as record:
+        assert record.verify().is_clean
+    assert reader.defects(reader.read_record(folder)) == []
+    old = [reader.content_digest(KEY, encode((data(N)[0][i], data(N)[1][i]))) for i in (2, 11)]
+    assert reference.files_holding(folder, [*old, *(reader.pseudonym(KEY, MORE_IDS[i]) for i in gone)]) == []
+
+
+def test_a_row_that_joins_has_its_own_day_and_one_that_is_amended_keeps_its_day_where_none_is_given(folder, tmp_path):
+    enqueue_all_kinds(folder)
+    serve_changed(folder, None)
+    rows = {row["name"]: row["day"] for row in reader.read_record(folder)["tables"]["samples"]}
+    assert rows[name_of(2)] == DAYS[2]
+    assert rows[reader.pseudonym(KEY, MORE_IDS[N])] >= day_of(datetime.now(UTC).date()) - 1
+    forget.fit(tmp_path / "b", wish(), NumpyLearner([0.1, -0.2, 0.3]), data(N), dated()).record.close()
+    enqueue_all_kinds(tmp_path / "b")
+    later = MORE_DAYS + 7
+    serve_changed(tmp_path / "b", later)
+    rows = {row["name"]: row["day"] for row in reader.read_record(tmp_path / "b")["tables"]["samples"]}
+    assert rows[name_of(2)] == later[2] and rows[name_of(14)] == DAYS[14]  # only what changed is read anew
+    assert rows[reader.pseudonym(KEY, MORE_IDS[N])] == later[N]
+
+
+def test_a_further_copy_of_a_row_makes_its_day_the_earliest(tmp_path):
+    rows = data(N)
+    plan, learner = wish(naming="content"), NumpyLearner([0.1, -0.2, 0.3])
+    forget.fit(tmp_path / "a", plan, learner, rows, dated(rows, None, None)).record.close()
+    more = np.append(np.arange(N), [4, 5])
+    days = np.append(DAYS, [3, day_of("2027-01-01")])
+    with opened(tmp_path / "a") as record:
+        record.admit()
+        sources = Sources(
+            NumpyLearner([9.0] * 3), keep(rows, more), dated(keep(rows, more), None, None, days)(record.names)
+        )
+        assert forget.unlearn(record, sources, Wish(queued=True), aggregate=lambda _: None).admitted == 2
+    found = {(row["copies"], row["day"]) for row in reader.read_record(tmp_path / "a")["tables"]["samples"]}
+    assert {(2, 3), (2, int(DAYS[5]))} <= found
+
+
+def test_entries_for_which_there_is_nothing_to_do_are_served_without_a_request(folder):
+    with opened(folder) as record:
+        record.amend([IDS[4]])
+        record.admit()
+    result = serve(folder)
+    assert (result.method, result.request, result.entries) == ("none", 0, (1, 2))
+    assert "as they are recorded" in result.notes[0] and "no row of the data set is new" in result.notes[0]
+    assert states_of(folder) == [(1, "served", None), (2, "served", None)] and queued_in(folder) == {1: set(), 2: set()}
+    assert reader.defects(reader.read_record(folder)) == []
+    with opened(folder) as record:
+        assert record.verify().is_clean
+
+
+def test_what_is_to_be_amended_and_unknown_is_refused_with_that_word(folder):
+    with opened(folder) as record, pytest.raises(UnknownSamplesError, match="1 of 1 samples to amend"):
+        record.amend(["stranger"])
 
 
 # What tells of it

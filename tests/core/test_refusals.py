@@ -15,6 +15,7 @@ import pytest
 
 from pybrush import forget
 from pybrush.build import Sources
+from pybrush.change import Change
 from pybrush.content import encode
 from pybrush.errors import (
     ConfigurationError,
@@ -35,7 +36,7 @@ from pybrush.record import Record
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.resolve import Wish
 from pybrush.record.store import MANIFEST
-from pybrush.request import Strikes, strikes
+from pybrush.request import strikes
 from tests import reference
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.processes import paused
@@ -550,8 +551,8 @@ def verified(folder):
 
 def of_another_request(path):
     """Exchange a pending file for a sound one that names other rows."""
-    found = Strikes.from_bytes(path.read_bytes())
-    path.write_bytes(strikes(found.names ^ 1, found.contents, found.copies).to_bytes())
+    found = Change.from_bytes(path.read_bytes()).strikes
+    path.write_bytes(Change(strikes(found.names ^ 1, found.contents, found.copies)).to_bytes())
 
 
 @pytest.mark.parametrize("damage", [cut, flip, of_another_request, lambda path: path.unlink()])
