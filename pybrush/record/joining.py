@@ -233,7 +233,8 @@ def _placements(roster: Roster, names: Names, positions: Ints) -> Names:
 
 def _check_first_subjects(record: Record, samples: Samples, holdings: Holdings, struck: Strikes) -> None:
     """Refuse to place rows by subjects that are given in another way than those of the recorded rows."""
-    stay = ~among(samples.names, struck.names)[holdings.sample]
+    # Of samples that a committed request took it is not known any more.
+    stay = (~among(samples.names, struck.names) & samples.placements.any(axis=1))[holdings.sample]
     sample, position = holdings.sample[stay], holdings.position[stay]
     now = _placements(holdings.roster, samples.names[sample], position)
     changed = int((now != samples.placements[sample]).any(axis=1).sum())

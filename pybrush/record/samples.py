@@ -72,7 +72,7 @@ class Samples:
         return replace(whole, positions=places) if len(places) else whole
 
     def restored(self, change: Change) -> Samples:
-        """Return the samples as they were before a request, for look-ups alone (no placement)."""
+        """Return the samples as they were before a request, for look-ups alone: what it struck has no placement."""
         strikes, added = change.strikes, change.additions
         at = self.find(added.names)
         copies = self.copies.copy()
@@ -80,7 +80,8 @@ class Samples:
         now = self.find(strikes.names)
         positions = np.where(now >= 0, self.positions[now], -1)  # of an amended row; it keeps its place
         blank = np.zeros(len(strikes), dtype=np.int64)
-        struck = Samples(strikes.names, strikes.names, blank, blank, strikes.contents, strikes.copies, positions)
+        nowhere = np.zeros_like(strikes.names)
+        struck = Samples(strikes.names, nowhere, blank, blank, strikes.contents, strikes.copies, positions)
         return replace(self, copies=copies).where(copies > 0).with_rows(struck)
 
     def with_rows(self, others: Samples | Additions) -> Samples:
