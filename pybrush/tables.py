@@ -72,6 +72,7 @@ def show_result(result: UnlearnResult) -> None:
         ("rows forgotten", f"{result.forgotten:,}"),
         *([("rows amended", f"{result.amended:,}")] if result.amended else []),
         *([("rows admitted", f"{result.admitted:,}")] if result.admitted else []),
+        *([("entries of the queue", ", ".join(map(str, result.entries)))] if result.entries else []),
         *_guaranteed(result),
         ("method", result.method),
         ("stages rebuilt", f"{cost.stages_rebuilt} of {cost.stages}"),

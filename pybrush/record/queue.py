@@ -263,9 +263,8 @@ def waiting_note(ledger: Ledger) -> tuple[str, ...]:
     if not waiting:
         return ()
     oldest = max(entry.days or 0 for entry in waiting)
-    return (
-        f"{len(waiting)} entries wait in the queue, the oldest for {oldest} days; unlearn(queued=True) serves them",
-    )
+    count = "1 entry waits" if len(waiting) == 1 else f"{len(waiting)} entries wait"
+    return (f"{count} in the queue, the oldest for {oldest} days; unlearn(queued=True) serves what waits",)
 
 
 def withdraw(record: Record, entry: int) -> None:
