@@ -15,6 +15,7 @@ from pybrush.record import Record
 from pybrush.record.resolve import Wish
 from pybrush.record.samples import Samples, read_samples
 from tests import reference
+from tests.core import format_reader as reader
 from tests.core.numpy_learner import NumpyLearner, roster_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, data, fit, keep, unlearn
 
@@ -351,6 +352,31 @@ def test_what_a_record_remembers_of_its_samples_after_a_batch_is_what_its_ledger
         assert len(said) == N + MORE - 1
         for column in fields(Samples):
             assert np.array_equal(getattr(remembered, column.name), getattr(said, column.name)), column.name
+
+
+@ORDERS
+def test_a_reader_that_knows_only_the_page_reads_a_batch_that_waits_and_the_record_that_it_leaves(order, tmp_path):
+    batch, learner = Ledgered(tmp_path, subjects=PEOPLE, order=order), NumpyLearner([9.0, 9.0, 9.0])
+    batch.relabel(4)
+    learner.fail_at = 2, 1
+    with pytest.raises(ArithmeticError):
+        batch.ask(learner=learner, names=[5], amended=[4], admits=True)
+    found = reader.read_record(tmp_path / "a")
+    assert reader.defects(found) == []
+    pending, ordered = found["pending"][1], order == "sequential"
+    contents = {reader.pseudonym(KEY, IDS[i]): batch.digest(i) for i in (4, *range(N, N + MORE))}
+    assert {row[0]: row[2] for row in pending["added"]} == contents
+    owners = {
+        (reader.subject_name(KEY, p), reader.pseudonym(KEY, IDS[i])) for i in (4, *range(N, 40)) for p in PEOPLE[i]
+    }
+    assert set(pending["pairs"]) == owners and pending["pairs"] == sorted(owners)
+    left = sorted((reader.pseudonym(KEY, name), i) for i, name in enumerate(IDS) if i != 5)
+    assert pending["places"] == ([i for _, i in left] if ordered else [])
+    batch.ask(names=[5], amended=[4], admits=True)
+    found = reader.read_record(tmp_path / "a")
+    assert reader.defects(found) == [] and found["pending"] == {}
+    positions = {row["name"]: row["position"] for row in found["tables"]["samples"]}
+    assert positions == {name: i if ordered else None for name, i in left}
 
 
 def test_names_of_additions_are_those_that_the_twin_gives(tmp_path):
