@@ -208,12 +208,12 @@ def test_many_rows_that_were_forgotten_do_not_join_again_either(tmp_path):
 
 def test_a_row_whose_person_changed_moves_to_that_persons_cell_and_the_old_name_is_gone(tmp_path):
     people = [[f"subject-{i % 12}"] for i in range(N + MORE)]
-    people[9] = ["only-here", "subject-4"]
+    people[9], people[16] = ["only-here", "subject-4"], ["subject-4", "subject-5"]
     record = Ledgered(tmp_path, subjects=people)
     subject = reference.subject(KEY, b"s:only-here")
     assert reference.files_holding(tmp_path / "a", [subject]) == ["ledger.sqlite"]
-    people[9], people[14] = ["somebody-else"], ["subject-2", "somebody-else"]
-    assert counts(record.ask(range(N), amended=[9, 14, 15])) == (0, 2, 0)
+    people[9], people[14], people[16] = ["somebody-else"], ["subject-2", "somebody-else"], ["subject-5", "subject-4"]
+    assert counts(record.ask(range(N), amended=[9, 14, 15, 16])) == (0, 3, 0)
     assert reference.files_holding(tmp_path / "a", [subject]) == []
     record.assert_like_a_fit_of(range(N))
     assert record.ask(range(N), subjects=["somebody-else"]).forgotten == 2
