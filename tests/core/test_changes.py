@@ -168,6 +168,16 @@ def test_more_copies_of_a_recorded_content_join_as_copies(tmp_path):
     record.assert_like_a_fit_of(range(N + MORE))
 
 
+def test_a_further_person_of_a_copy_that_joins_is_recorded_wherever_the_copy_lies_in_the_data_set(tmp_path):
+    people = [[f"subject-{i}", f"guardian-{i}"] for i in range(N + MORE)]
+    people[31] = ["subject-2", "another-guardian"]
+    record = Ledgered(tmp_path, None, people, equal_rows())
+    order = [31, *range(31)]
+    assert record.ask(order, admits=True).admitted == 2
+    record.assert_like_a_fit_of(order)
+    assert record.ask(order, subjects=["another-guardian"]).forgotten == 2
+
+
 def test_a_content_of_which_a_batch_forgets_a_copy_gets_none_in_that_batch(tmp_path):
     record, rows = Ledgered(tmp_path, None, rows=equal_rows()), equal_rows()
     # Of the two recorded copies one is left; the data set still holds four.
