@@ -357,7 +357,7 @@ def test_a_rerun_may_be_killed_at_any_step_as_well(first, scratch):
             assert_finished(folder, twin, case.gone)
 
 
-@pytest.mark.parametrize("name", ["ids", "subject", "batch"])
+@pytest.mark.parametrize("name", ["ids", "subject"])
 def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(name, scratch):
     case = CASES[name]()
     base, twin = with_twins(case, scratch)
@@ -368,6 +368,14 @@ def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(n
         if not accepted:  # nothing was written since, so SQLite has not yet removed what the kill left of its journal
             (folder / JOURNAL).unlink(missing_ok=True)
         assert_finished(folder, *((twin, case.gone) if accepted else (base, [])))
+
+
+def test_a_fit_finishes_a_batch_that_amends_and_admits(scratch):
+    case = batch_case()
+    base, twin = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit accept", "after commit commit", *LATE]):
+        case.refit(folder)
+        assert_finished(folder, twin, case.gone)
 
 
 @pytest.mark.parametrize("name", ["ids", "batch"])
