@@ -1,17 +1,33 @@
-"""What must be true of a record, and whether it is: manifest by manifest, digest by digest."""
+"""What must be true of a record, and whether it is, in two depths.
+
+`manifests` looks at the ledger, the graph and the manifests, and reads no state; `digests` reads every byte besides.
+The third depth, replay, trains a stage again (`pybrush.replay`). Guide: docs/guarantees.md, "Verify, in three depths".
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from pybrush.errors import CorruptRecordError
+from pybrush.errors import ConfigurationError, CorruptRecordError
 from pybrush.record.check_ledger import check_cells, check_declarations, check_history, check_plan
-from pybrush.record.check_leftovers import check_artefacts, check_open_request
-from pybrush.record.check_stages import check_initial, check_release, check_stages
+from pybrush.record.check_leftovers import check_artefacts, check_files, check_open_request
+from pybrush.record.check_stages import check_digests, check_initial, check_manifests, check_release, check_sizes
 from pybrush.record.ledger import check_events, days_since
 from pybrush.record.record import Record
 from pybrush.record.samples import read_samples
 from pybrush.record.transaction import unfinished
+
+Depth = Literal["manifests", "digests"]
+
+_NOT_LOOKED_AT = {
+    "manifests": (
+        "whether the states have the bytes that their manifests name",
+        "whether files still hold names of an unfinished request",
+        "whether training leads to these states",
+    ),
+    "digests": ("whether training leads to these states",),
+}
 
 
 @dataclass(frozen=True)
@@ -19,13 +35,14 @@ class Verification:
     """What was found to be true.
 
     Attributes:
-        stages: stages whose files match their manifests.
+        stages: stages whose files match their manifests; at depth "manifests", whose manifests match the graph.
         missing: stages that are still to be built: the fit or a request is not finished.
         rows: recorded rows, copies counted.
         events: events in the unbroken chain.
         pending: unfinished requests, "number: state, n days old".
         unwanted: stages on disk that the plan does not want; the next collection takes them.
         artefacts: registered files of user code that exist.
+        depth: how much was looked at.
     """
 
     stages: int
@@ -35,25 +52,32 @@ class Verification:
     pending: tuple[str, ...]
     unwanted: tuple[str, ...]
     artefacts: int
+    depth: Depth = "digests"
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing is missing, pending or unwanted."""
         return not (self.missing or self.pending or self.unwanted)
 
+    @property
+    def not_looked_at(self) -> tuple[str, ...]:
+        """What this depth says nothing of."""
+        return _NOT_LOOKED_AT[self.depth]
 
-def verify(record: Record) -> Verification:
+
+def verify(record: Record, depth: Depth = "digests") -> Verification:
     """Check a record (see `Record.verify`)."""
+    _check_depth(depth)
     events = check_events(record.ledger)
     check_history(record)
     check_declarations(record)
     check_plan(record)
-    check_initial(record)
-    stages = record.graph()
     check_cells(record)
-    missing = check_stages(record, stages)
+    stages = record.graph()
+    built, missing = check_manifests(record, stages)
     check_release(record)
     check_open_request(record)
+    _check_states(record, built, depth)
     pending = tuple(
         f"{request.number}: {request.state}, {days_since(request.accepted)} days old" for request in unfinished(record)
     )
@@ -61,11 +85,30 @@ def verify(record: Record) -> Verification:
     if not pending and wanted != {stage.key for stage in stages}:
         raise CorruptRecordError(f"the stages that {record.ledger.path} wants are not those of its samples.")
     return Verification(
-        len(stages) - len(missing),
-        missing,
-        read_samples(record.ledger).rows,
-        events,
-        pending,
-        tuple(sorted(record.store.keys() - wanted)),
-        check_artefacts(record, wanted),
+        stages=len(built),
+        missing=tuple(missing),
+        rows=read_samples(record.ledger).rows,
+        events=events,
+        pending=pending,
+        unwanted=tuple(sorted(record.store.keys() - wanted)),
+        artefacts=check_artefacts(record, wanted),
+        depth=depth,
     )
+
+
+def _check_depth(depth: str) -> None:
+    if depth not in get_args(Depth):
+        raise ConfigurationError(
+            f"depth must be 'manifests' or 'digests'; got {depth!r}. The third depth trains stages again and needs "
+            "model and data: call replay(trainer, ...), or `pybrush verify record=FOLDER depth=replay`."
+        )
+
+
+def _check_states(record: Record, built: list[str], depth: Depth) -> None:
+    """Look at the files of the states as far as a depth goes."""
+    if depth == "manifests":
+        check_sizes(record, ["initial", *built])
+        return
+    check_initial(record)
+    check_digests(record, ["initial", *built])
+    check_files(record)
