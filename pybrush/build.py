@@ -144,16 +144,42 @@ def _recorded(record: Record) -> list[Manifest]:
 
 
 def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook) -> Manifest:
+    manifest = train(record, sources, stage, rows, outlook, stage.key)
+    aside = record.store.write_aside(sources.learner.read_state(), manifest)
+    with coordinator_lock(record.folder):
+        if stage.key not in record.ledger.wanted():
+            remove_folder(aside)
+            raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
+        record.store.publish(aside, stage.key)
+    return manifest
+
+
+def train(
+    record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook, files_under: str
+) -> Manifest:
+    """Train a stage from its parent's state; the model then holds what came of it, and nothing is stored.
+
+    Args:
+        record: the record.
+        sources: what the stage is trained from.
+        stage: the stage.
+        rows: its rows at hand.
+        outlook: what is trained besides.
+        files_under: key under which files that user code writes meanwhile are registered.
+
+    Returns:
+        What a manifest says of such a training.
+    """
     plan, learner = record.plan, sources.learner
     state, parent = record.store.load("initial" if stage.starts_shard else stage.parent)
     learner.write_state(state)
     before = plan.epochs_per_slice * stage.trained_before
     total = plan.epochs_per_slice * plan.slices
-    horizon = Horizon(stage.shard, stage.slice, plan.epochs_per_slice, before, total, stage.key, outlook)
+    horizon = Horizon(stage.shard, stage.slice, plan.epochs_per_slice, before, total, files_under, outlook)
     started = time.perf_counter()
     seeds = Seeds(plan.seed, stage.shard, stage.slice)
     trained = learner.train_stage(sources.data, _ordering(plan.order, plan.seed, stage, rows), horizon, seeds)
-    manifest = Manifest(
+    return Manifest(
         key=stage.key,
         parent=stage.parent,
         parent_sha256=parent.sha256,
@@ -166,13 +192,6 @@ def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows
         environment=learner.environment(),
         notes=trained.notes,
     )
-    aside = record.store.write_aside(learner.read_state(), manifest)
-    with coordinator_lock(record.folder):
-        if stage.key not in record.ledger.wanted():
-            remove_folder(aside)
-            raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
-        record.store.publish(aside, stage.key)
-    return manifest
 
 
 def _ordering(order: str, seed: int, stage: Stage, rows: StageRows) -> Callable[[int], Positions]:

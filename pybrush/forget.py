@@ -302,7 +302,8 @@ def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, kn
             sources.learner.session(lambda: build(record, sources, target.samples, work.holdings, work.todo))
         cost = cost_of(record, target.stages, changed)
         guarantee = as_plain(exact_guarantee(record, target.stages))
-        outcome = {"cost": asdict(cost), "guarantee": guarantee, "rows": request.strikes.rows}
+        cells = [[stage.shard, stage.slice] for stage in changed]
+        outcome = {"cost": asdict(cost), "guarantee": guarantee, "rebuilt": cells, "rows": request.strikes.rows}
         commit(record, request, samples, target, outcome)
 
 
