@@ -27,9 +27,20 @@ from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, loggers, progress, ranks, resume
+from pybrush_lightning import _private, aggregate, checkpoints, loggers, ranks, resume
 from pybrush_lightning.aggregate_step import AggregateStep, check_part
-from pybrush_lightning.around_fit import Before, Given, Held, Job, Mark, Meter, Optimization, given_to, loaders_of
+from pybrush_lightning.around_fit import (
+    Before,
+    Given,
+    Held,
+    Job,
+    Mark,
+    Meter,
+    Optimization,
+    given_to,
+    loaders_of,
+    recorded_stage,
+)
 from pybrush_lightning.evaluation import Evaluation, held_shard
 from pybrush_lightning.fingerprint import check_processes, datasets_of
 from pybrush_lightning.learner import LightningLearner
@@ -287,12 +298,9 @@ class SISA(_private.CallbackBase):
     @contextmanager
     def in_stage(self, trainer: Trainer, horizon: Horizon) -> Iterator[Meter]:
         """Count what a stage takes, show it, and register files that are written meanwhile with it."""
-        with (
-            checkpoints.in_stage_folders(trainer, self.recorded(), horizon) as folders,
-            self._steps.counted(trainer),
-            loggers.columns(trainer, horizon),
-            progress.shown(trainer, horizon),
-        ):
+        around = None if self.job is None else self.job.around
+        around = around or partial(recorded_stage, self.recorded(), self._steps)
+        with around(trainer, horizon) as folders:
             self._meter = Meter(horizon, folders)
             try:
                 yield self._meter
