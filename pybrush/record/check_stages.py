@@ -12,6 +12,7 @@ from pybrush.errors import CorruptRecordError
 from pybrush.plan.graph import Stage
 from pybrush.record import states
 from pybrush.record.record import Record
+from pybrush.record.store import Manifest
 
 
 def check_initial(record: Record) -> None:
@@ -22,7 +23,7 @@ def check_initial(record: Record) -> None:
 
 def check_stages(record: Record, stages: Iterable[Stage]) -> tuple[str, ...]:
     """Check each stage that has a state against its files and its place in the graph; return the keys of the others."""
-    shas = {"": _check_state(record, "initial")}
+    shas = {"": check_state(record, "initial")}
     missing = []
     for stage in stages:
         if record.store.has(stage.key):
@@ -47,7 +48,7 @@ def check_release(record: Record) -> None:
             raise CorruptRecordError(f"the constituents of shards {', '.join(wrong)} are not those that were released.")
 
 
-def _check_state(record: Record, key: str) -> str:
+def check_state(record: Record, key: str) -> str:
     """Check the files of a state against its manifest; return its hash."""
     sha256 = record.store.manifest(key).sha256
     if states.state_sha256(record.store.path(key)) != sha256:
@@ -55,14 +56,20 @@ def _check_state(record: Record, key: str) -> str:
     return sha256
 
 
-def _check_stage(record: Record, stage: Stage, shas: dict[str, str]) -> str:
-    """Check a stage against its place in the graph; return its hash."""
+def check_place(record: Record, stage: Stage) -> Manifest:
+    """Check the manifest of a stage against its place in the graph, and return it."""
     manifest = record.store.manifest(stage.key)
     expected = (stage.parent, stage.shard, stage.slice, stage.rows)
     came = (manifest.parent, manifest.shard, manifest.slice, manifest.rows)
     if came != expected:
         raise CorruptRecordError(f"stage {stage.key} should be (parent, shard, slice, rows) {expected}; it is {came}.")
+    return manifest
+
+
+def _check_stage(record: Record, stage: Stage, shas: dict[str, str]) -> str:
+    """Check a stage against its place in the graph; return its hash."""
+    manifest = check_place(record, stage)
     parent = shas.get("" if stage.starts_shard else stage.parent)
     if parent is not None and manifest.parent_sha256 != parent:
         raise CorruptRecordError(f"stage {stage.key} was not built from the state of its parent.")
-    return _check_state(record, stage.key)
+    return check_state(record, stage.key)
