@@ -18,60 +18,15 @@ from pybrush.record import Record
 from pybrush.record.store import MANIFEST
 from tests.core.damage import cut, flip, lose, stages
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
+from tests.core.small_record import IDS, READERS, WRITERS, N, first_in, forgetting, made, opened, shard_of
 from tests.core.test_fit_and_forget import KEY, by_ids, data, fit, keep, unlearn
-from tests.core.test_refusals import IDS, N, cell_of, made, shard_of
 from tests.core.untouched import untouched
-
-
-@pytest.fixture(scope="module")
-def fitted_once(tmp_path_factory):
-    """A fitted record of thirty ids in three shards of two slices."""
-    return made(tmp_path_factory.mktemp("fitted") / "record", data(N), IDS)
-
-
-@pytest.fixture
-def folder(fitted_once, tmp_path):
-    shutil.copytree(fitted_once, tmp_path / "record")
-    return tmp_path / "record"
 
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
     """A record of other rows under the same key and settings."""
     return made(tmp_path_factory.mktemp("foreign") / "record", data(N, seed=1), [f"other-{i}" for i in range(N)])
-
-
-def first_in(cell):
-    return next(i for i in IDS if cell_of(i) == cell)
-
-
-def opened(work):
-    def call(folder):
-        with closing(Record.open(folder, KEY)) as record:
-            work(record)
-
-    return call
-
-
-def forgetting(cell, **more):
-    return lambda folder: unlearn(folder, data(N), by_ids([first_in(cell)]), IDS, **more)
-
-
-READERS = {
-    "open": opened(lambda record: None),
-    "info": opened(lambda record: record.info()),
-    "verify": opened(lambda record: record.verify()),
-    "dry run": forgetting((0, 0), dry_run=True),
-}
-"""Calls that change nothing, whatever they find."""
-
-WRITERS = {
-    "fit": lambda folder: fit(folder, data(N), IDS)[0].record.close(),
-    "unlearn": forgetting((0, 0)),
-    "unlearn from a stage": forgetting((0, 1)),
-    "cancel": opened(lambda record: record.cancel(1)),
-    "declare": opened(lambda record: record.declare("initial-state", "the weights were random")),
-}
 
 
 def refuse(folder, calls, error, match=None):

@@ -35,23 +35,9 @@ from tests import reference
 from tests.core.damage import cut, flip, stages
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.processes import paused
+from tests.core.small_record import IDS, SUBJECTS, N, cell_of, made, shard_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
 from tests.core.untouched import untouched
-
-N = 30
-IDS = [f"person-{i:012d}" for i in range(N)]
-SUBJECTS = [[f"subject-{i % 10}"] for i in range(N)]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A fitted record of thirty ids in three shards of two slices."""
-    return made(tmp_path / "record", data(N), IDS)
-
-
-def made(folder, rows, ids=None, subjects=None, **plan):
-    fit(folder, rows, ids, subjects, **plan)[0].record.close()
-    return folder
 
 
 @contextmanager
@@ -68,14 +54,6 @@ def refuses(folder, error, match, rows, ask, ids=None, subjects=None, **more):
         unlearn(folder, rows, ask, ids, subjects, learner=learner, **more)
     assert learner.weights.tolist() == [9.0, 9.0, 9.0] and learner.trained == []
     return str(caught.value)
-
-
-def cell_of(sample_id):
-    return reference.cell(reference.pseudonym(KEY, b"s:" + sample_id.encode()), 3, 2)
-
-
-def shard_of(sample_id):
-    return cell_of(sample_id)[0]
 
 
 def contents_of(rows, positions):
@@ -376,7 +354,7 @@ def test_a_request_that_fails_again_names_both_ways_out_and_one_of_them_works(fo
     shard = shard_of(IDS[0])
     lost = next(i for i in range(1, N) if shard_of(IDS[i]) == shard)
     left = [i for i in range(N) if i != lost]
-    with pytest.raises(MissingRowsError) as caught:
+    with refused(folder, MissingRowsError, "in the data set") as caught:
         unlearn(folder, keep(data(N), left), by_ids(IDS[:1]), [IDS[i] for i in left])
     assert "cancel(1)" in caught.value.__notes__[0]
     with closing(Record.open(folder, KEY)) as record:
@@ -417,10 +395,12 @@ def of_another_request(path):
 def test_a_pending_file_that_was_damaged_is_found_and_its_request_can_be_withdrawn(damage, folder):
     failing(folder, IDS[:1])
     damage(folder / "pending" / "1")
-    with pytest.raises(CorruptRecordError, match="pending"):
+    with refused(folder, CorruptRecordError, "pending"):
         verified(folder)
-    with pytest.raises(CorruptRecordError, match="pending"):
-        unlearn(folder, data(N), by_ids(IDS[:1]), IDS)
+    for ask in (IDS[:1], IDS[1:2]):
+        refuses(folder, CorruptRecordError, "pending", data(N), by_ids(ask), IDS)
+    with refused(folder, CorruptRecordError, "pending"):
+        fit(folder, data(N), IDS)
     with closing(Record.open(folder, KEY)) as record:
         record.cancel(1)
         assert record.verify().is_clean
