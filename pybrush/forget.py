@@ -21,6 +21,8 @@ from pybrush.learner import Learner
 from pybrush.names import Namer
 from pybrush.outcome import cost_of, exact_guarantee, foretold, full_retrain_note, notes_on, rebuilt, unchanged
 from pybrush.plan.graph import Stage
+from pybrush.record.check_ledger import check_plan
+from pybrush.record.check_needed import check_needed
 from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
 from pybrush.record.fingerprint import check_same, plain
@@ -91,6 +93,7 @@ def fit(
     stages = record.graph()
     todo = missing_stages(record, stages)
     holdings = holdings_of(record, samples, sources.roster)
+    check_needed(record, samples, stages, todo)
     check_rows(record, samples, holdings, sources, todo)
     built = learner.session(lambda: build(record, sources, samples, holdings, todo))
     _release_fit(record, stages)
@@ -117,6 +120,7 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
     Raises:
         FingerprintError: naming every field that differs.
     """
+    check_plan(record)
     plan = record.plan
     if (plan.adapter, plan.adapter_format) != (wish.adapter, wish.adapter_format):
         raise FingerprintError(
@@ -331,6 +335,7 @@ def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strik
             "its record instead."
         )
     holdings, todo = hold(target.samples, sources.roster), missing_stages(record, target.stages)
+    check_needed(record, samples, target.stages, todo)
     check_rows(record, target.samples, holdings, sources, todo)
     return _Work(target, holdings, todo)
 

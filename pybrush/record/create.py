@@ -23,7 +23,7 @@ from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Naming, OrderKind, Record, RecordPlan, write_plan
 from pybrush.record.samples import Samples, record_roster, write_samples
-from pybrush.record.secret import KeySource, find_or_make_key
+from pybrush.record.secret import KeySource, find_or_draw_key, keep_key
 from pybrush.record.store import Manifest, StageStore
 from pybrush.request import Roster
 
@@ -103,19 +103,46 @@ def create(
         state: the initial state of the model, a typed tree.
         roster_of: names the rows of the data set under the key that the record gets.
     """
+    # Before anything is written, so that what is refused leaves nothing, and not under the lock: reading all
+    # contents may take longer than other processes wait for it.
+    drawn = find_or_draw_key(folder, wish.key)
+    outline = _outline(wish, semantic_of, state, roster_of, Namer(drawn))
     make_folder(folder)
     sync_folder(folder.parent)
     with coordinator_lock(folder):
-        namer = Namer(find_or_make_key(folder, wish.key))
-    # Not under the lock: reading all contents may take longer than other processes wait for it.
-    roster, semantic = roster_of(namer), semantic_of(namer)
+        kept = keep_key(folder, wish.key, drawn)
+    if kept != drawn:  # another process was faster, and its key gives other names
+        outline = _outline(wish, semantic_of, state, roster_of, Namer(kept))
     samples = None
     with coordinator_lock(folder):
         if not _is_planned(folder):
-            samples = _write(folder, wish, semantic, state, namer, roster)
+            _write(folder, state, outline)
+            samples = outline.samples
     record = Record.open(folder, wish.key)
     record.samples_are(samples)
     return record
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """What a new record will say, under one key."""
+
+    plan: RecordPlan
+    samples: Samples
+    roster: Roster
+
+
+def _outline(
+    wish: PlanWish, semantic_of: Callable[[Namer], Mapping[str, Any]], state: Any,
+    roster_of: Callable[[Namer], Roster], namer: Namer,
+) -> _Outline:  # fmt: skip
+    """Name the rows and work out the plan, or refuse; nothing is written."""
+    roster = roster_of(namer)
+    whole = plain({**semantic_of(namer), "plan": plan_values(wish, namer.key_id, None)})
+    plan = _plan(wish, whole, states.init_digest(state))
+    samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
+    _check_trainable(plan, samples)
+    return _Outline(plan, samples, roster)
 
 
 def _is_planned(folder: Path) -> bool:
@@ -126,14 +153,9 @@ def _is_planned(folder: Path) -> bool:
         return bool(ledger.plan())
 
 
-def _write(
-    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, namer: Namer, roster: Roster
-) -> Samples:
+def _write(folder: Path, state: Any, outline: _Outline) -> None:
     """Write everything; the plan comes last, so that a crash leaves a folder that is simply written again."""
-    whole = plain({**semantic, "plan": plan_values(wish, namer.key_id, None)})
-    plan = _plan(wish, whole, states.init_digest(state))
-    samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
-    _check_trainable(plan, samples)
+    plan, samples = outline.plan, outline.samples
     for name in FOLDERS:
         make_folder(folder / name)
     store = StageStore(folder)
@@ -143,10 +165,9 @@ def _write(
         Ledger.create(folder / "ledger.sqlite")
     with closing(Ledger(folder / "ledger.sqlite")) as ledger, ledger.writing("plan"):
         write_plan(ledger, plan)
-        write_samples(ledger, samples, roster)
+        write_samples(ledger, samples, outline.roster)
         write_cells(ledger, plan, samples)
         ledger.append_event("planned", rows=samples.rows, shards=plan.shards, slices=plan.slices)
-    return samples
 
 
 def _check_trainable(plan: RecordPlan, samples: Samples) -> None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pybrush.errors import CorruptRecordError, LockedError
 from pybrush.hashing import chained, u64
-from pybrush.record.files import announced, sync_folder
+from pybrush.record.files import announced, not_writable, sync_folder, writing_to
 
 SCHEMA_VERSION = 1
 
@@ -60,6 +61,8 @@ _PATIENCE = 60.0
 _PIECE = 1000
 """Rows that `pieces` fetches at a time: more cost memory, fewer time."""
 
+_UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -81,41 +84,47 @@ class Ledger:
         self.path = path
         self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
         try:
-            version = self._begun()
+            self._begin()
         except BaseException:
             self._connection.close()
             raise
-        if version != SCHEMA_VERSION:
-            self._connection.close()
-            raise CorruptRecordError(
-                f"{path} has format version {version}; this PyBrush reads version {SCHEMA_VERSION}. "
-                "Use the release of PyBrush that wrote it, or its migration."
-            )
 
-    def _begun(self) -> int:
-        """Make the settings and return the format's version."""
+    def _begin(self) -> None:
+        """Make the settings, and look that the file is of this version and has all its tables."""
         try:
             with _waiting_for(self.path):
                 for setting in _SETTINGS:
                     self._connection.execute(f"PRAGMA {setting}").fetchall()
-                return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+                version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+                tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
         except sqlite3.DatabaseError as error:
             reason = f"{self.path} is not a readable ledger ({error}); restore it from a backup."
             raise CorruptRecordError(reason) from error
+        if version != SCHEMA_VERSION:
+            raise CorruptRecordError(
+                f"{self.path} has format version {version}; this PyBrush reads version {SCHEMA_VERSION}. "
+                "Use the release of PyBrush that wrote it, or its migration."
+            )
+        lacking = set(re.findall(r"CREATE TABLE (\w+)", _TABLES)) - tables
+        if lacking:
+            raise CorruptRecordError(f"{self.path} lacks {', '.join(sorted(lacking))}; restore it from a backup.")
 
     @classmethod
     def create(cls, path: Path) -> None:
         """Make an empty ledger that only its owner may read; the journal inherits the mode."""
         temporary = path.with_name(path.name + ".new")
-        temporary.unlink(missing_ok=True)
-        with announced("write ledger"):
+        with announced("write ledger"), writing_to(temporary), _waiting_for(temporary):
+            temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            temporary.chmod(0o600)
-            connection = sqlite3.connect(temporary, isolation_level=None)
-            connection.executescript(f"PRAGMA synchronous=EXTRA; BEGIN; {_TABLES} COMMIT;")
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            connection.close()
-        with announced("rename ledger"):
+            try:
+                temporary.chmod(0o600)
+                with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                    connection.executescript(f"PRAGMA synchronous=EXTRA; BEGIN; {_TABLES} COMMIT;")
+                    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            except BaseException:
+                temporary.unlink()
+                raise
+        with announced("rename ledger"), writing_to(path):
             temporary.replace(path)
             sync_folder(path.parent)
 
@@ -125,12 +134,20 @@ class Ledger:
 
     @contextmanager
     def writing(self, purpose: str) -> Iterator[None]:
-        """One transaction, all or nothing."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        """One transaction, all or nothing.
+
+        Raises:
+            LockedError: where another connection holds the file.
+            StorageError: where the disk is full or read-only.
+            CorruptRecordError: where the file is damaged.
+        """
+        with _waiting_for(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            with announced(f"commit {purpose}"), _waiting_for(self.path):
-                self._connection.execute("COMMIT")
+            with self._explained():
+                yield
+                with announced(f"commit {purpose}"):
+                    self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -152,11 +169,11 @@ class Ledger:
         Raises:
             CorruptRecordError: where the file is truncated or damaged.
         """
-        with self._reading():
+        with self._explained():
             return self._connection.execute(query, tuple(values)).fetchall()
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         try:
             with _waiting_for(self.path):
                 yield
@@ -172,7 +189,7 @@ class Ledger:
         Raises:
             CorruptRecordError: where the file is truncated or damaged.
         """
-        with self._reading():
+        with self._explained():
             cursor = self._connection.execute(query)
             while rows := cursor.fetchmany(_PIECE):
                 yield rows
@@ -215,6 +232,7 @@ class Ledger:
 
         Raises:
             LockedError: where another connection held the file; collection is then repeated.
+            StorageError: where the disk is full or read-only; the same.
         """
         with announced("vacuum"), _waiting_for(self.path):
             self._connection.execute("VACUUM")
@@ -222,13 +240,17 @@ class Ledger:
 
 @contextmanager
 def _waiting_for(path: Path) -> Iterator[None]:
-    """Turn SQLite's busy answer, given after the connection's time-out, into ours."""
+    """Turn SQLite's busy answer, given after the connection's time-out, into ours, and what it says of a bad disk."""
     try:
         yield
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise
-        raise LockedError(f"another connection holds {path}; close it, or end its process, and call again.") from error
+        code = error.sqlite_errorcode & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            reason = f"another connection holds {path}; close it, or end its process, and call again."
+            raise LockedError(reason) from error
+        if code in _UNWRITABLE:
+            raise not_writable(path, error) from error
+        raise
 
 
 def event_digest(previous: bytes, number: int, kind: str, time: str, body: str) -> bytes:

@@ -7,11 +7,12 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pybrush.errors import CorruptRecordError
+from pybrush.errors import CorruptRecordError, StorageError
 from pybrush.plan.graph import FORMAT
 from pybrush.record import states
 from pybrush.record.files import entries, erase, make_folder, move, remove_folder, sync_folder, write_new
@@ -113,10 +114,15 @@ class StageStore:
         make_folder(self.tmp)
         aside = self.tmp / f"{manifest.key}.{_owner()}"
         make_folder(aside)
-        states.save(aside, state, write_new, None if manifest.key == "initial" else self.initial)
-        values = {**asdict(manifest), "sha256": states.state_sha256(aside)}
-        write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
-        sync_folder(aside)
+        try:
+            states.save(aside, state, write_new, None if manifest.key == "initial" else self.initial)
+            values = {**asdict(manifest), "sha256": states.state_sha256(aside)}
+            write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
+            sync_folder(aside)
+        except BaseException:  # half of a state must not lie about until this process has ended
+            with suppress(OSError, StorageError):  # the first error tells why
+                remove_folder(aside)
+            raise
         return aside
 
     def _checked(self, key: str) -> Manifest:

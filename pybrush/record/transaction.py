@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,8 @@ def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
     with coordinator_lock(record.folder):
         number = max((request.number for request in record.requests), default=0) + 1
         make_folder(record.folder / "pending")
-        replace(pending_path(record, number), strikes.to_bytes())
         commitment = strikes.commitment(salt)
-        with record.ledger.writing("accept"):
+        with _pending_written(record, number, strikes), record.ledger.writing("accept"):
             record.ledger.change(
                 "INSERT INTO requests (number, state, method, commitment, rows, accepted) VALUES (?, ?, ?, ?, ?, ?)",
                 (number, "pending", METHOD, commitment, strikes.rows, now()),
@@ -139,6 +139,18 @@ def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
                 "accepted", request=number, commitment=commitment.hex(), rows=strikes.rows, method=METHOD
             )
     return OpenRequest(number, "pending", strikes)
+
+
+@contextmanager
+def _pending_written(record: Record, number: int, strikes: Strikes) -> Iterator[None]:
+    """Write a pending file, and remove it where what the block does with it fails."""
+    path = pending_path(record, number)
+    replace(path, strikes.to_bytes())
+    try:
+        yield
+    except BaseException:
+        unlink(path)
+        raise
 
 
 def commit(record: Record, request: OpenRequest, before: Samples, target: Target, outcome: dict[str, Any]) -> None:

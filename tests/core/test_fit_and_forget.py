@@ -13,6 +13,7 @@ from pybrush.record import Record, states
 from pybrush.record.resolve import Wish
 from tests import reference
 from tests.core.numpy_learner import BATCH, NumpyLearner, roster_of, wish
+from tests.core.untouched import untouched
 
 KEY = bytes(range(32))
 
@@ -181,8 +182,8 @@ def test_settings_that_json_does_not_have_are_refused_before_a_record_is_made(tm
             return {"rate": float("nan")}
 
     rows = data()
-    with pytest.raises(ConfigurationError, match="JSON"):
-        forget.fit(tmp_path / "a", wish(naming="content"), Odd([0.0, 0.0, 0.0]), rows, roster_of(rows))
+    with untouched(tmp_path), pytest.raises(ConfigurationError, match="JSON"):
+        forget.fit(tmp_path / "a", wish(naming="content", key=None), Odd([0.0, 0.0, 0.0]), rows, roster_of(rows))
 
 
 def test_integer_keys_of_settings_are_the_same_before_and_after_json(tmp_path):

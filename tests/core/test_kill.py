@@ -26,7 +26,7 @@ from pybrush.errors import UnknownSamplesError
 from pybrush.names import as_names
 from pybrush.record import Record, files
 from pybrush.record.resolve import Wish
-from pybrush.record.secret import find_or_make_key
+from pybrush.record.secret import keep_key
 from tests import reference
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.processes import at_once, fork, status_of
@@ -421,7 +421,7 @@ def test_a_key_that_another_process_made_meanwhile_is_read_and_not_replaced(tmp_
             path.write_bytes(KEY)
 
     monkeypatch.setattr(files, "observer", make_another)
-    assert find_or_make_key(tmp_path / "record", None) == KEY == path.read_bytes()
+    assert keep_key(tmp_path / "record", None, bytes(32)) == KEY == path.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
 
 
