@@ -30,6 +30,8 @@ class Verification:
         pending: unfinished requests, "number: state, n days old".
         unwanted: stages on disk that the plan does not want; the next collection takes them.
         artefacts: registered files of user code that exist.
+        unopened: stages, of those, whose encrypted files match their manifests and were not opened, since the key ring
+            is not in its place.
     """
 
     stages: int
@@ -39,6 +41,7 @@ class Verification:
     pending: tuple[str, ...]
     unwanted: tuple[str, ...]
     artefacts: int
+    unopened: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -77,6 +80,7 @@ def verify(record: Record) -> Verification:
         pending,
         tuple(sorted(record.store.keys() - wanted)),
         _check_artefacts(record, wanted),
+        sum(not record.store.can_open(stage.key) for stage in stages if record.store.has(stage.key)),
     )
 
 
@@ -172,10 +176,7 @@ def _check_cells(record: Record) -> None:
 
 def _check_state(record: Record, key: str) -> str:
     """Check the files of a state against its manifest; return its hash."""
-    sha256 = record.store.manifest(key).sha256
-    if states.state_sha256(record.store.path(key)) != sha256:
-        raise CorruptRecordError(f"the state in {record.store.path(key)} is not the one that its manifest names.")
-    return sha256
+    return record.store.check(key).sha256
 
 
 def _check_stage(record: Record, stage: Stage, shas: dict[str, str]) -> str:
@@ -194,5 +195,8 @@ def _check_stage(record: Record, stage: Stage, shas: dict[str, str]) -> str:
 def _check_artefacts(record: Record, wanted: set[str]) -> int:
     left = [path for path, stage in record.artefacts().items() if stage not in wanted and Path(path).exists()]
     if left:
-        raise ErasureError(f"files of stages that are forgotten still exist: {json.dumps(left)}.")
+        raise ErasureError(
+            f"files of stages that are forgotten still exist: {json.dumps(left)}. Delete them; record.settle() removes "
+            "those that a request with purge='list' left."
+        )
     return sum(Path(path).exists() for path in record.artefacts())
