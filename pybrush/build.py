@@ -17,7 +17,6 @@ from pybrush.learner import Horizon, Learner
 from pybrush.plan.graph import Stage
 from pybrush.plan.order import Positions, Seeds, StageRows
 from pybrush.plan.outlook import Outlook, clock
-from pybrush.record.files import remove_folder
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Record
 from pybrush.record.samples import Holdings, Samples, hold
@@ -148,7 +147,7 @@ def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows
     aside = record.store.write_aside(sources.learner.read_state(), manifest)
     with coordinator_lock(record.folder):
         if stage.key not in record.ledger.wanted():
-            remove_folder(aside)
+            record.store.drop(aside)
             raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
         record.store.publish(aside, stage.key)
     return manifest

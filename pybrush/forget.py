@@ -19,8 +19,18 @@ from pybrush.errors import FingerprintError, ForgetError, GuaranteeError, Record
 from pybrush.guarantee import Budget, as_plain
 from pybrush.learner import Learner
 from pybrush.names import Namer
-from pybrush.outcome import cost_of, exact_guarantee, foretold, full_retrain_note, notes_on, rebuilt, unchanged
+from pybrush.outcome import (
+    cost_of,
+    exact_guarantee,
+    foretold,
+    full_retrain_note,
+    left_notes,
+    notes_on,
+    rebuilt,
+    unchanged,
+)
 from pybrush.plan.graph import Stage
+from pybrush.record.artefacts import set_purge
 from pybrush.record.check_ledger import check_plan
 from pybrush.record.check_needed import check_needed
 from pybrush.record.collect import collect
@@ -127,6 +137,11 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
             f"{record.folder} was made by the adapter {plan.adapter} in format {plan.adapter_format}; this is "
             f"{wish.adapter} in format {wish.adapter_format}. Use the one that made it."
         )
+    if wish.encrypt is not None and wish.encrypt != (plan.encryption is not None):
+        raise FingerprintError(
+            f"the stages of {record.folder} are {'not ' if wish.encrypt else ''}encrypted, which its first fit fixed. "
+            "Leave encrypt= out, or start a new record in another folder."
+        )
     now = {**learner.semantic(record.names), "plan": plan_values(wish, record.names.key_id, plan)}
     check_same(record.plan.semantic, plain(now), record.folder)
 
@@ -150,21 +165,25 @@ def unlearn(
     with request_lock(record.folder):
         if dry_run:
             resolution, work = _intended(record, sources, wish)
-            return foretold(record, resolution, None if work is None else work.target)
+            return foretold(record, resolution, None if work is None else work.target, wish.purge)
         tidy(record)
         waiting = open_request(record)
         if waiting is not None:
             same = _names_same(record, sources, wish, waiting)
+            if same:
+                set_purge(record, waiting.number, wish.purge)
             result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
             if same:
                 return result
         resolution, work = _intended(record, sources, wish)
         if work is None:
             load_last(record, sources.learner)
-            return replace(unchanged(record, resolution), model=aggregate(record))
-        request = accept(record, resolution.strikes, work.target)
+            removed = record.settle() if wish.purge == "delete" else ()
+            return replace(unchanged(record, resolution, removed), model=aggregate(record))
+        request = accept(record, resolution.strikes, work.target, wish.purge)
         result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
-    return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes_on(resolution))
+    audit = {**result.audit, "equal_rows_left": resolution.equal}
+    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
 
 
 def check_guarantee(method: str, guarantee: object) -> None:
@@ -290,6 +309,7 @@ def _serve(
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
         forgotten=int(outcome["rows"]),
+        notes=left_notes(audit),
         salt=salt[0][0].hex() if salt else "",
     )
 

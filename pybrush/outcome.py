@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pybrush.assumptions import assumptions_of
 from pybrush.guarantee import Exact
 from pybrush.plan.graph import Stage
+from pybrush.record.artefacts import Purge, left
 from pybrush.record.fingerprint import environment_differences
 from pybrush.record.record import Record
 from pybrush.record.resolve import Resolution
@@ -46,18 +48,26 @@ def rebuilt(record: Record, target: Target) -> list[Stage]:
     return [stage for stage in target.stages if stage.key not in kept]
 
 
-def foretold(record: Record, resolution: Resolution, target: Target | None) -> UnlearnResult:
+def foretold(record: Record, resolution: Resolution, target: Target | None, purge: Purge = "delete") -> UnlearnResult:
     """Return what a request would do."""
     notes = ["dry run: nothing was touched"]
     notes += [f"request {request.number} is not finished and would be served first" for request in unfinished(record)]
     result = unchanged(record, resolution) if target is None else _priced(record, target, resolution)
-    return replace(result, notes=(*notes, *result.notes))
+    audit = {**result.audit, **_artefacts(record, target, purge)}
+    return replace(result, audit=audit, notes=(*notes, *result.notes, *left_notes(audit)))
+
+
+def _artefacts(record: Record, target: Target | None, purge: Purge) -> dict[str, list[str]]:
+    """Return the files that a request would remove, or leave."""
+    kept = {stage.key for stage in (record.graph() if target is None else target.stages)}
+    doomed = {stage.key for stage in record.graph()} - kept
+    found = {path for path, stage in record.artefacts().items() if stage in doomed}
+    name = "artefacts" if purge == "delete" else "artefacts_left"
+    return {name: sorted(found | left(record).keys())}
 
 
 def _priced(record: Record, target: Target, resolution: Resolution) -> UnlearnResult:
     todo = rebuilt(record, target)
-    doomed = {stage.key for stage in record.graph()} - {stage.key for stage in target.stages}
-    artefacts = sorted(path for path, stage in record.artefacts().items() if stage in doomed)
     last = {stage.shard for stage in target.stages}
     cells = [(stage.shard, stage.slice) for stage in todo]
     return UnlearnResult(
@@ -66,7 +76,7 @@ def _priced(record: Record, target: Target, resolution: Resolution) -> UnlearnRe
         method=METHOD,
         request=0,
         cost=cost_of(record, target.stages, todo),
-        audit={"artefacts": artefacts, "stages": cells, "equal_rows_left": resolution.equal},
+        audit={"stages": cells, "equal_rows_left": resolution.equal},
         record=record.folder,
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
@@ -75,10 +85,13 @@ def _priced(record: Record, target: Target, resolution: Resolution) -> UnlearnRe
     )
 
 
-def unchanged(record: Record, resolution: Resolution) -> UnlearnResult:
-    """Return the result of a wish that strikes nothing."""
+def unchanged(record: Record, resolution: Resolution, removed: Sequence[str] = ()) -> UnlearnResult:
+    """Return the result of a wish that strikes nothing; `removed` are files that earlier requests had left."""
     stages = record.graph()
     last = {stage.shard for stage in stages}
+    audit = {"artefacts_unlinked": list(removed)} if removed else {}
+    if waiting := left(record):
+        audit["artefacts_left"] = list(waiting)
     found = f"all {resolution.already} were forgotten before" if resolution.already else "no recorded row is absent"
     return UnlearnResult(
         model=None,
@@ -86,11 +99,11 @@ def unchanged(record: Record, resolution: Resolution) -> UnlearnResult:
         method="none",
         request=0,
         cost=replace(cost_of(record, stages, []), stages_rebuilt=0),
-        audit={},
+        audit=audit,
         record=record.folder,
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
-        notes=(f"{found}; nothing was left to do",),
+        notes=(f"{found}; nothing was left to do", *left_notes(audit)),
     )
 
 
@@ -102,6 +115,17 @@ def notes_on(resolution: Resolution) -> tuple[str, ...]:
     if resolution.equal:
         notes.append(f"{resolution.equal} rows equal to a forgotten one stay; duplicates='forget' takes them too")
     return tuple(notes)
+
+
+def left_notes(audit: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a note where files that hold what was forgotten stay."""
+    count = len(audit.get("artefacts_left", ()))
+    if not count:
+        return ()
+    return (
+        f"incomplete: {count} files that hold what was forgotten are left, and verify fails until they are gone. "
+        "Delete them, or let record.settle() or a request with purge='delete' do it",
+    )
 
 
 def full_retrain_note(todo: list[Stage], stages: tuple[Stage, ...]) -> tuple[str, ...]:

@@ -64,6 +64,11 @@ class UnlearnResult:
     notes: tuple[str, ...] = ()
     salt: str = field(default="", repr=False)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether no registered file that holds what was forgotten was left (purge="list")."""
+        return not self.audit.get("artefacts_left")
+
     def report(self, path: str | Path) -> Path:
         """Write the result as one self-contained HTML page, readable by its owner alone.
 

@@ -51,5 +51,8 @@ def check_artefacts(record: Record, wanted: set[str]) -> int:
     """
     left = [path for path, stage in record.artefacts().items() if stage not in wanted and Path(path).exists()]
     if left:
-        raise ErasureError(f"files of stages that are forgotten still exist: {json.dumps(left)}.")
+        raise ErasureError(
+            f"files of stages that are forgotten still exist: {json.dumps(left)}. Delete them; record.settle() removes "
+            "those that a request with purge='list' left."
+        )
     return sum(Path(path).exists() for path in record.artefacts())

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pybrush.errors import CorruptRecordError
 from pybrush.plan.graph import Stage, constituents
 from pybrush.record.check_ledger import check_some_cells
-from pybrush.record.check_stages import check_initial, check_place, check_state
+from pybrush.record.check_stages import check_initial, check_place
 from pybrush.record.record import Record
 from pybrush.record.samples import Samples
-from pybrush.record.states import leans_on_initial
 from pybrush.record.store import Manifest
 
 
@@ -37,10 +36,10 @@ def check_needed(record: Record, samples: Samples, stages: Sequence[Stage], todo
     used = {stage.parent for stage in todo} | {stage.key for stage in constituents(stages).values()}
     leaning = False
     for key in sorted(used & kept.keys()):
-        check_state(record, key)
-        leaning |= leans_on_initial(record.store.path(key))
+        record.store.check(key)
+        leaning |= record.store.leans_on_initial(key)
     if leaning or any(stage.starts_shard for stage in todo):
-        check_state(record, "initial")
+        record.store.check("initial")
         check_initial(record)
     _check_parents(record, kept)
     _check_released(record, kept)

@@ -2,7 +2,8 @@
 
 It names samples by pseudonym only. Rollback journal (a write-ahead log fails on network file systems and
 keeps deleted rows), `secure_delete` and VACUUM together, since either alone leaves names in free pages.
-The tables are the law of docs/record_format.md.
+What SQLite makes of these settings is asked of SQLite itself, since some builds ignore them without a word: a ledger
+that would keep what is deleted from it is not written. The tables are the law of docs/record_format.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pybrush.errors import CorruptRecordError, LockedError
+from pybrush.errors import CorruptRecordError, LockedError, UnsupportedError
 from pybrush.hashing import chained, u64
 from pybrush.record.files import announced, not_writable, sync_folder, writing_to
 
@@ -36,12 +37,13 @@ CREATE TABLE wanted (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE requests (
     number INTEGER PRIMARY KEY, state TEXT NOT NULL, method TEXT NOT NULL,
     commitment BLOB NOT NULL, rows INTEGER NOT NULL, accepted TEXT NOT NULL, committed TEXT, sealed TEXT,
-    outcome TEXT);
+    outcome TEXT, purge TEXT NOT NULL DEFAULT 'delete');
 CREATE TABLE salts (request INTEGER PRIMARY KEY, salt BLOB NOT NULL);
 CREATE TABLE releases (
     key TEXT PRIMARY KEY, parent TEXT, request INTEGER, method TEXT NOT NULL, guarantee TEXT NOT NULL,
     constituents TEXT NOT NULL, made TEXT NOT NULL);
-CREATE TABLE artefacts (path TEXT PRIMARY KEY, stage TEXT NOT NULL, kind TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE artefacts (
+    path TEXT PRIMARY KEY, stage TEXT NOT NULL, kind TEXT NOT NULL, request INTEGER) WITHOUT ROWID;
 CREATE TABLE suppressions (name BLOB PRIMARY KEY, since TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE declarations (
     name TEXT PRIMARY KEY, statement TEXT NOT NULL, since TEXT NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID;
@@ -50,10 +52,19 @@ CREATE TABLE events (
 """
 
 
-_SETTINGS = (
-    *("journal_mode=DELETE", "secure_delete=ON", "temp_store=MEMORY", "synchronous=EXTRA"),
-    "cache_size=-65536",  # KiB; names are hashes, so a request's rows lie on as many pages
-)
+_SETTINGS = {
+    "journal_mode": ("DELETE", "delete"),
+    "secure_delete": ("ON", 1),
+    "temp_store": ("MEMORY", 2),
+    "synchronous": ("EXTRA", 3),
+}
+"""Setting -> what is asked for, and what SQLite answers where it does that."""
+
+_CACHE = -65536
+"""KiB, negative: names are hashes, so a request's rows lie on as many pages."""
+
+_FILES_ALWAYS = "TEMP_STORE=0"
+"""Compile option of builds that write temporary files, whatever `temp_store` says and answers."""
 
 _PATIENCE = 60.0
 """Seconds that a connection waits for others."""
@@ -93,8 +104,9 @@ class Ledger:
         """Make the settings, and look that the file is of this version and has all its tables."""
         try:
             with _waiting_for(self.path):
-                for setting in _SETTINGS:
-                    self._connection.execute(f"PRAGMA {setting}").fetchall()
+                for name, (value, _) in _SETTINGS.items():
+                    self._connection.execute(f"PRAGMA {name}={value}").fetchall()
+                self._connection.execute(f"PRAGMA cache_size={_CACHE}")
                 version = self._connection.execute("PRAGMA user_version").fetchone()[0]
                 tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
         except sqlite3.DatabaseError as error:
@@ -132,6 +144,31 @@ class Ledger:
         """Close the connection."""
         self._connection.close()
 
+    def answers(self) -> dict[str, Any]:
+        """Return SQLite's version, and what it answers to each setting on which erasure and durability rest."""
+        found = {name: self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SETTINGS}
+        if (_FILES_ALWAYS,) in self._connection.execute("PRAGMA compile_options").fetchall():
+            found["temp_store"] = f"{found['temp_store']}, and {_FILES_ALWAYS}"
+        return {"version": sqlite3.sqlite_version, **found}
+
+    def check_settings(self) -> None:
+        """Check that SQLite does what it was asked for.
+
+        Raises:
+            UnsupportedError: naming each setting that it does not follow.
+        """
+        answers = self.answers()
+        wrong = [
+            f"{name}={asked} (it answers {answers[name]})"
+            for name, (asked, expected) in _SETTINGS.items()
+            if answers[name] != expected
+        ]
+        if wrong:
+            raise UnsupportedError(
+                f"SQLite {answers['version']} does not follow {', '.join(wrong)}, so {self.path} could keep what is "
+                "deleted from it, or lose what was committed. Nothing is written. Use a Python whose SQLite does."
+            )
+
     @contextmanager
     def writing(self, purpose: str) -> Iterator[None]:
         """One transaction, all or nothing.
@@ -140,7 +177,9 @@ class Ledger:
             LockedError: where another connection holds the file.
             StorageError: where the disk is full or read-only.
             CorruptRecordError: where the file is damaged.
+            UnsupportedError: where SQLite does not follow its settings.
         """
+        self.check_settings()
         with _waiting_for(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
         try:

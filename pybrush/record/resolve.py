@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pybrush.errors import ForgetError, UnknownSamplesError, UnsupportedError
 from pybrush.hashing import NAME_BYTES
 from pybrush.names import Names, among, as_names, ascending, sortable
+from pybrush.record.artefacts import Purge, check_purge
 from pybrush.record.ledger import Ledger
 from pybrush.record.record import Record
 from pybrush.record.samples import Holdings, Samples
@@ -37,6 +38,7 @@ class Wish:
         missing: forget what is recorded and no longer in the data set.
         duplicates: whether rows equal to a forgotten one are reported or forgotten too.
         raw_ids: the ids of sixteen bytes and more as they were given, to search the record's files for.
+        purge: whether registered files of user code go with their stages, or are left and listed.
     """
 
     names: Names | None = None
@@ -45,8 +47,10 @@ class Wish:
     missing: bool = False
     duplicates: Literal["report", "forget"] = "report"
     raw_ids: tuple[bytes, ...] = ()
+    purge: Purge = "delete"
 
     def __post_init__(self) -> None:
+        check_purge(self.purge)
         given = [self.names is not None, self.contents is not None, self.missing]
         if sum(given) > 1 or not (any(given) or self.subjects is not None):
             raise ForgetError(

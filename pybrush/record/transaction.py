@@ -20,6 +20,7 @@ from pybrush.errors import CorruptRecordError, RecordError
 from pybrush.hashing import chained
 from pybrush.names import Names, as_names
 from pybrush.plan.graph import Stage, constituents
+from pybrush.record.artefacts import Purge, remove_but_left
 from pybrush.record.collect import remove_unwanted, seal
 from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
@@ -109,6 +110,7 @@ def open_request(record: Record) -> OpenRequest | None:
 
 def tidy(record: Record) -> None:
     """Remove what dead processes left, and close a request of which only the seal is missing."""
+    record.ledger.check_settings()
     with coordinator_lock(record.folder):
         waiting = unfinished(record)
         known = {str(request.number) for request in waiting}
@@ -121,7 +123,7 @@ def tidy(record: Record) -> None:
         record.store.sweep(record.ledger.wanted() | {"initial"})
 
 
-def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
+def accept(record: Record, strikes: Strikes, target: Target, purge: Purge = "delete") -> OpenRequest:
     """Write a request down before anything is done for it; from here it will be finished or cancelled."""
     salt = secrets.token_bytes(16)
     with coordinator_lock(record.folder):
@@ -130,8 +132,9 @@ def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
         commitment = strikes.commitment(salt)
         with _pending_written(record, number, strikes), record.ledger.writing("accept"):
             record.ledger.change(
-                "INSERT INTO requests (number, state, method, commitment, rows, accepted) VALUES (?, ?, ?, ?, ?, ?)",
-                (number, "pending", METHOD, commitment, strikes.rows, now()),
+                "INSERT INTO requests (number, state, method, commitment, rows, accepted, purge) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (number, "pending", METHOD, commitment, strikes.rows, now(), purge),
             )
             record.ledger.change("INSERT INTO salts VALUES (?, ?)", (number, salt))
             record.ledger.set_wanted(record.ledger.wanted() | {stage.key for stage in target.stages})
@@ -211,7 +214,7 @@ def cancel(record: Record, number: int) -> None:
             if state == "pending":
                 _withdraw(record, number)
             unlink(pending_path(record, number))
-            remove_unwanted(record)
+            remove_unwanted(record, remove_but_left)
             record.ledger.vacuum()
 
 

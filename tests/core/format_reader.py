@@ -10,6 +10,7 @@ import sqlite3
 import struct
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # Conventions
 
@@ -204,8 +205,8 @@ def trained_stages(counts):
 
 def read_state(folder):
     """Return the tree of a state folder, the bytes of tree.json and the tensors' bytes by name."""
-    tree_json = (folder / "tree.json").read_bytes()
-    tensors = read_safetensors((folder / "state.safetensors").read_bytes())
+    tree_json = read_file(folder, "tree.json")
+    tensors = read_safetensors(read_file(folder, "state.safetensors"))
     if b'"initial/' in tree_json:
         shared = read_safetensors((folder.parents[1] / "initial" / "state.safetensors").read_bytes())
         tensors |= {f"initial/{name}": data for name, data in shared.items()}
@@ -259,13 +260,41 @@ def build_tensor(codec, kind, shape, order, data):
 
 
 def state_sha256(folder):
-    files = (folder / "tree.json").read_bytes() + (folder / "state.safetensors").read_bytes()
+    files = read_file(folder, "tree.json") + read_file(folder, "state.safetensors")
     return hashlib.sha256(files).hexdigest()
 
 
 def initial_digest(tree_json, tensors):
     parts = [tree_json] + [tensors[name] for name in sorted(tensors)]
     return hashlib.sha256(b"".join(u64(len(part)) + part for part in parts)).hexdigest()
+
+
+# Encryption
+
+
+def bound_to(key, name):
+    return f"pybrush-state/1/{key}/{name}".encode("ascii")
+
+
+def read_file(folder, name):
+    """Return a file of a state, decrypted where its manifest says so."""
+    path, manifest = folder / name, folder / "manifest.json"
+    note = json.loads(manifest.read_bytes())["encryption"] if manifest.exists() else None
+    if note is None:
+        return path.read_bytes()
+    record = folder.parents[1]
+    secret = (record.with_name(record.name + ".keys") / note["key_id"]).read_bytes()
+    nonce = bytes.fromhex(note["files"][name]["nonce"])
+    return AESGCM(secret).decrypt(nonce, path.read_bytes(), bound_to(folder.name, name))
+
+
+def stored_as_noted(folder, note):
+    """Whether encrypted files are those that the manifest names, as they lie there."""
+    found = {name: (folder / name).read_bytes() for name in note["files"]}
+    return all(
+        (len(data), hashlib.sha256(data).hexdigest()) == (note["files"][name]["bytes"], note["files"][name]["sha256"])
+        for name, data in found.items()
+    )
 
 
 # Fingerprint
@@ -461,7 +490,10 @@ def defects_of_states(record):
     if initial_digest(tree_json, tensors) != plan["initial_digest"]:
         yield "initial state"
     for key, path in record["states"].items():
-        if manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
+        note = manifests[key]["encryption"]
+        if note is not None and not stored_as_noted(path, note):
+            yield f"encrypted state {key}"
+        elif manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
             yield f"state {key}"
     for stage in expected_stages(record):
         manifest = manifests.get(stage["key"])

@@ -1,24 +1,15 @@
 """Replay on Lightning: every training replays to its bits, what was forged does not, and nobody's objects change."""
 
-import shutil
 from contextlib import closing
 from pathlib import Path
 
-import lightning
-import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 
 from pybrush import Record, Tolerance
-from pybrush.errors import FingerprintError, MissingRowsError, UnsupportedError
-from pybrush.record.compare import compare_states
-from pybrush.record.trees import pack
 from pybrush_lightning import replay
-from tests.core.forging import contents, forge
-from tests.lightning.models import Net
-from tests.lightning.twin import CASES, KEY, LONG, Case, data_for, forget, module_for, trainer_for
+from tests.core.forging import contents
+from tests.lightning.twin import CASES, KEY, LONG, data_for, forget, module_for, trainer_for
 
 EXACT = Tolerance(absolute=0, relative=0)
 
