@@ -68,8 +68,9 @@ def check_rows(record: Record, samples: Samples, holdings: Holdings, sources: So
     changed = int((now != samples.contents[holdings.sample[rows]]).any(axis=1).sum())
     if changed:
         raise ContentError(
-            f"the content of {changed} rows is not what {record.folder} recorded under their ids. Restore the data, "
-            "or forget these ids and train on the new rows in a new record."
+            f"the content of {changed} rows is not what {record.folder} recorded under their ids. Restore the data; "
+            "or, where labels were fixed or samples replaced on purpose, note that with record.amend(ids) and call "
+            "unlearn(queued=True)."
         )
 
 
@@ -204,7 +205,9 @@ def _sequential(rows: StageRows, epoch: int) -> Positions:  # noqa: ARG001 (each
     return rows.sequential()
 
 
-def holdings_of(record: Record, samples: Samples, roster: Roster, *, absent_asked: bool = False) -> Holdings:
+def holdings_of(
+    record: Record, samples: Samples, roster: Roster, *, absent_asked: bool = False, new_asked: bool = False
+) -> Holdings:
     """Match a data set with the samples of a record and say what does not fit.
 
     Args:
@@ -212,11 +215,13 @@ def holdings_of(record: Record, samples: Samples, roster: Roster, *, absent_aske
         samples: what it holds.
         roster: the data set at hand.
         absent_asked: whether the caller is about to forget the absent rows, so that they need no warning.
+        new_asked: whether the caller is about to record the new rows, so that they need none either.
     """
     holdings = hold(samples, roster)
-    if holdings.unrecorded:
+    if holdings.unrecorded and not new_asked:
         _log.warning(
-            "%d rows of the data set are not recorded in %s (forgotten, or new); they are not trained on.",
+            "%d rows of the data set are not recorded in %s (forgotten, or new); they are not trained on. "
+            "record.admit() lets new ones join.",
             holdings.unrecorded,
             record.folder,
         )

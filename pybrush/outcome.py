@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pybrush.assumptions import assumptions_of
+from pybrush.change import Change
 from pybrush.guarantee import Exact
 from pybrush.plan.graph import Stage
 from pybrush.record.artefacts import Purge, left
@@ -17,13 +18,23 @@ from pybrush.record.transaction import METHOD, Target, unfinished
 from pybrush.result import UnlearnCost, UnlearnResult
 
 REFERENCE = "training under the recorded plan, seed and initial state without the forgotten rows"
+AMENDED = ", with the amended rows as they are now"
+ADMITTED = ", with the admitted rows from the start"
 
 
-def exact_guarantee(record: Record, stages: Iterable[Stage]) -> Exact:
-    """Return the guarantee of a rebuilt record, with every difference and assumption named."""
+def exact_guarantee(record: Record, stages: Iterable[Stage], change: Change | None = None) -> Exact:
+    """Return the guarantee of a rebuilt record, with every difference and assumption named.
+
+    Args:
+        record: the record.
+        stages: its stages.
+        change: what a request changed; None where nothing was.
+    """
     manifests = [record.store.manifest(stage.key) for stage in stages if record.store.has(stage.key)]
     differences = environment_differences(manifest.environment for manifest in manifests)
-    return Exact(REFERENCE, differences, assumptions_of(record))
+    amended, admitted = (False, False) if change is None else (change.amended > 0, change.admitted > 0)
+    reference = REFERENCE + AMENDED * amended + ADMITTED * admitted
+    return Exact(reference, differences, assumptions_of(record))
 
 
 def cost_of(record: Record, stages: tuple[Stage, ...], rebuilt: list[Stage]) -> UnlearnCost:
@@ -72,7 +83,7 @@ def _priced(record: Record, target: Target, resolution: Resolution) -> UnlearnRe
     cells = [(stage.shard, stage.slice) for stage in todo]
     return UnlearnResult(
         model=None,
-        guarantee=exact_guarantee(record, target.stages),
+        guarantee=exact_guarantee(record, target.stages, resolution.change),
         method=METHOD,
         request=0,
         cost=cost_of(record, target.stages, todo),
@@ -80,19 +91,20 @@ def _priced(record: Record, target: Target, resolution: Resolution) -> UnlearnRe
         record=record.folder,
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
-        forgotten=resolution.strikes.rows,
+        forgotten=resolution.change.forgotten,
+        amended=resolution.change.amended,
+        admitted=resolution.change.admitted,
         notes=(*full_retrain_note(todo, target.stages), *notes_on(resolution)),
     )
 
 
 def unchanged(record: Record, resolution: Resolution, removed: Sequence[str] = ()) -> UnlearnResult:
-    """Return the result of a wish that strikes nothing; `removed` are files that earlier requests had left."""
+    """Return the result of a wish that changes nothing; `removed` are files that earlier requests had left."""
     stages = record.graph()
     last = {stage.shard for stage in stages}
     audit = {"artefacts_unlinked": list(removed)} if removed else {}
     if waiting := left(record):
         audit["artefacts_left"] = list(waiting)
-    found = f"all {resolution.already} were forgotten before" if resolution.already else "no recorded row is absent"
     return UnlearnResult(
         model=None,
         guarantee=exact_guarantee(record, stages),
@@ -103,8 +115,20 @@ def unchanged(record: Record, resolution: Resolution, removed: Sequence[str] = (
         record=record.folder,
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
-        notes=(f"{found}; nothing was left to do", *left_notes(audit)),
+        notes=(f"{_why_nothing(resolution)}; nothing was left to do", *left_notes(audit)),
     )
+
+
+def _why_nothing(resolution: Resolution) -> str:
+    why = []
+    if resolution.already:
+        why.append(f"all {resolution.already} were forgotten before")
+    if resolution.unchanged:
+        why.append(f"the {resolution.unchanged} rows to amend are as they are recorded")
+    if resolution.barred is not None:
+        forgotten = f" ({resolution.barred} that are not recorded were forgotten)" if resolution.barred else ""
+        why.append(f"no row of the data set is new{forgotten}")
+    return "; ".join(why) or "no recorded row is absent"
 
 
 def notes_on(resolution: Resolution) -> tuple[str, ...]:
@@ -114,6 +138,15 @@ def notes_on(resolution: Resolution) -> tuple[str, ...]:
         notes.append(f"{resolution.already} rows were not in the model any more and were passed over")
     if resolution.equal:
         notes.append(f"{resolution.equal} rows equal to a forgotten one stay; duplicates='forget' takes them too")
+    if resolution.unchanged:
+        notes.append(f"{resolution.unchanged} rows to amend are as they are recorded and were passed over")
+    if resolution.barred:
+        notes.append(f"{resolution.barred} rows of the data set were forgotten, or are of people who were: left out")
+    if resolution.copies:
+        notes.append(
+            f"{resolution.copies} of the admitted rows are equal to rows that are recorded; where one of several equal "
+            "rows was forgotten, delete it from the data set before new rows join"
+        )
     return tuple(notes)
 
 

@@ -62,6 +62,11 @@ def _summary(result: UnlearnResult) -> list[tuple[str, Any]]:
         ("record", result.record),
         ("method", result.method),
         ("rows forgotten", result.forgotten),
+        *(
+            (name, rows)
+            for name, rows in (("rows amended", result.amended), ("rows admitted", result.admitted))
+            if rows
+        ),
         ("trained shards", ", ".join(map(str, result.shards))),
     ]
     if result.left_out:

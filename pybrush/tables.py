@@ -70,6 +70,8 @@ def show_result(result: UnlearnResult) -> None:
         ("record", result.record),
         *([("request", result.request)] if result.request else []),
         ("rows forgotten", f"{result.forgotten:,}"),
+        *([("rows amended", f"{result.amended:,}")] if result.amended else []),
+        *([("rows admitted", f"{result.admitted:,}")] if result.admitted else []),
         *_guaranteed(result),
         ("method", result.method),
         ("stages rebuilt", f"{cost.stages_rebuilt} of {cost.stages}"),

@@ -32,7 +32,7 @@ def check_files(record: Record) -> None:
     request = _open_request(record)
     if request is not None and request.state != "pending":
         files = files_but(record, pending_path(record, request.number), record.ledger.path)
-        check_gone(files, gone_names(read_samples(record.ledger), request.strikes))
+        check_gone(files, gone_names(read_samples(record.ledger), request.change.strikes))
 
 
 def _open_request(record: Record) -> OpenRequest | None:

@@ -307,26 +307,46 @@ def semantic_digest(text):
 # Requests, events and releases
 
 
-def pending_file(rows, subjects, orphans):
-    data = b"PYBRUSH-PENDING1" + u64(len(rows)) + u64(len(subjects)) + row_bytes(rows)
-    data += b"".join(subjects) + b"".join(orphans)
+def added_bytes(added, pairs, places):
+    """Return rows of (name, placement name, content digest, shard, slice, copies, position) and what follows them."""
+    rows = b"".join(
+        name + placement + content + u64(shard) + u64(slice_) + u64(copies) + (b"\xff" * 8 if at is None else u64(at))
+        for name, placement, content, shard, slice_, copies, at in added
+    )
+    return rows, b"".join(subject + name for subject, name in pairs), b"".join(map(u64, places))
+
+
+def pending_file(rows, subjects, orphans, added=(), pairs=(), places=()):
+    data = b"PYBRUSH-PENDING1" + b"".join(u64(len(each)) for each in (rows, subjects, orphans, added, pairs, places))
+    data += row_bytes(rows) + b"".join(subjects) + b"".join(orphans) + b"".join(added_bytes(added, pairs, places))
     return data + hashlib.sha256(data).digest()
 
 
 def read_pending(data):
-    """Return what a pending file names: rows, subjects that asked, orphans."""
+    """Return what a pending file says: rows to strike, subjects that asked, orphans, rows to record, pairs, places."""
     content, closing = data[:-32], data[-32:]
     if content[:16] != b"PYBRUSH-PENDING1" or hashlib.sha256(content).digest() != closing:
         raise ValueError("the pending file is damaged")
-    count, asked = struct.unpack("<QQ", content[16:32])
-    start = 32 + 40 * count
-    rows = [struct.unpack("<16s16sQ", content[at : at + 40]) for at in range(32, start, 40)]
-    names = [content[at : at + 16] for at in range(start, len(content), 16)]
-    return {"rows": rows, "subjects": names[:asked], "orphans": names[asked:]}
+    counts, at, parts = struct.unpack("<6Q", content[16:64]), 64, []
+    for count, form in zip(counts, ("<16s16sQ", "<16s", "<16s", "<16s16s16s4Q", "<16s16s", "<Q"), strict=True):
+        size = struct.calcsize(form)
+        parts.append([struct.unpack(form, content[i : i + size]) for i in range(at, at + count * size, size)])
+        at += count * size
+    if at != len(content):
+        raise ValueError("the pending file is of another length than it says")
+    rows, subjects, orphans, added, pairs, places = parts
+    return {
+        "rows": rows,
+        "subjects": [name for (name,) in subjects],
+        "orphans": [name for (name,) in orphans],
+        "added": [(*row[:6], None if row[6] == MASK else row[6]) for row in added],
+        "pairs": pairs,
+        "places": [place for (place,) in places],
+    }
 
 
-def commitment(salt, body):
-    return hash_parts("pybrush-commit", salt, body)
+def commitment(salt, body, *added):
+    return hash_parts("pybrush-commit", salt, body, *(added if any(added) else ()))
 
 
 def declaration_commitment(salt, name, statement):
@@ -521,9 +541,30 @@ def defects_of_requests(record):
     salts = {row["request"]: row["salt"] for row in tables["salts"]}
     if not salts.keys() <= open_.keys():
         yield "salt of a closed request"
+    yield from defects_of_open_requests(record, open_, salts)
+
+
+def defects_of_open_requests(record, open_, salts):
     for number, request in open_.items():
-        rows = record["pending"].get(number, {"rows": None})["rows"]
-        if rows is None and request["state"] != "collected":
+        pending = record["pending"].get(number)
+        if pending is None and request["state"] != "collected":
             yield f"no pending file {number}"
-        elif number in salts and commitment(salts[number], row_bytes(rows)) != request["commitment"]:
+        elif number in salts and pending_commitment(salts[number], pending) != request["commitment"]:
             yield f"commitment of request {number}"
+        elif pending is not None:
+            yield from defects_of_pending(record["plan"], pending)
+
+
+def pending_commitment(salt, pending):
+    added = added_bytes(pending["added"], pending["pairs"], pending["places"])
+    return commitment(salt, row_bytes(pending["rows"]), *added)
+
+
+def defects_of_pending(plan, pending):
+    for name, placement, _, shard, slice_, copies, position in pending["added"]:
+        if cell(placement, plan["shards"], plan["slices"]) != (shard, slice_) or copies < 1:
+            yield f"row to record {name.hex()}"
+        if (position is None) != (plan["order"] == "shuffled"):
+            yield f"position of {name.hex()}"
+    if not {name for _, name in pending["pairs"]} <= {row[0] for row in pending["added"]}:
+        yield "subjects of no row to record"

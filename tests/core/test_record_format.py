@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pybrush import forget, hashing, names, request
 from pybrush.build import Sources
+from pybrush.change import Change
 from pybrush.content import encode
 from pybrush.plan import order
 from pybrush.plan.cost import epochs_per_slice
@@ -247,12 +248,21 @@ def test_the_pending_file_has_its_vector():
     vector = VECTORS["pending file"]
     whole = octets(vector["file, without its last 32 bytes"]) + octets(vector["last 32 bytes"])
     found = reader.read_pending(whole)
-    assert reader.pending_file(**found) == request.Strikes.from_bytes(whole).to_bytes() == whole
+    asked = Change.from_bytes(whole)
+    assert reader.pending_file(**found) == asked.to_bytes() == whole
     assert found["rows"][0][0] == reader.pseudonym(KEY, 17) and found["rows"][0][2] == 1
     assert found["subjects"] == [reader.subject_name(KEY, "anna")]
     assert found["orphans"] == [reader.subject_name(KEY, 7)]
-    asked = request.Strikes.from_bytes(whole)
-    assert [asked.subjects.tobytes()] == found["subjects"] and [asked.orphans.tobytes()] == found["orphans"]
+    struck, added = asked.strikes, asked.additions
+    assert [struck.subjects.tobytes()] == found["subjects"] and [struck.orphans.tobytes()] == found["orphans"]
+    plan, joined = {"shards": 4, "slices": 3, "order": "sequential"}, found["added"][0]
+    assert list(reader.defects_of_pending(plan, found)) == []
+    assert joined[0] == added.names.tobytes() == reader.pseudonym(KEY, -3)
+    assert joined[1] == added.placements.tobytes() == added.subjects.tobytes() == reader.subject_name(KEY, -3)
+    numbers = (added.shards, added.slices, added.copies, added.positions)
+    assert joined[3:] == tuple(int(number[0]) for number in numbers) and found["places"] == added.places.tolist() == [5]
+    salt = octets(VECTORS["events"]["salt"])
+    assert reader.pending_commitment(salt, found) == asked.commitment(salt) == octets(vector["commitment"])
 
 
 def test_events_commitments_and_releases_have_their_vectors():
@@ -264,7 +274,7 @@ def test_events_commitments_and_releases_have_their_vectors():
     salt, rows = octets(vector["salt"]), forty(VECTORS["keys"]["rows"])
     commitment = octets(vector["commitment"])
     nobody = names.as_names(())
-    assert request.Strikes(*as_arrays(rows), nobody).commitment(salt) == commitment
+    assert Change(request.Strikes(*as_arrays(rows), nobody)).commitment(salt) == commitment
     assert reader.commitment(salt, reader.row_bytes(rows)) == commitment
     words = (salt, "initial-state", "the weights were random")
     assert reader.declaration_commitment(*words) == declarations.commitment(*words) == octets(vector["declaration"])
@@ -494,7 +504,8 @@ def test_an_open_request_is_read_from_its_file(pending):
     record = reader.read_record(folder)
     assert reader.defects(record) == []
     expected = sorted((reader.pseudonym(KEY, i), content_of(data(), IDS.index(i)), 1) for i in victims)
-    assert record["pending"] == {1: {"rows": expected, "subjects": [], "orphans": []}}
+    nothing = {"subjects": [], "orphans": [], "added": [], "pairs": [], "places": []}
+    assert record["pending"] == {1: {"rows": expected, **nothing}}
     (asked,), (salt,) = record["tables"]["requests"], record["tables"]["salts"]
     assert (asked["state"], asked["rows"]) == ("pending", 2)
     assert reader.commitment(salt["salt"], reader.row_bytes(expected)) == asked["commitment"]

@@ -12,6 +12,7 @@ import pytest
 
 from pybrush import forget
 from pybrush.build import Sources
+from pybrush.change import Change
 from pybrush.content import encode
 from pybrush.errors import (
     ConfigurationError,
@@ -30,7 +31,7 @@ from pybrush.errors import (
 from pybrush.names import as_names
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
-from pybrush.request import Strikes, strikes
+from pybrush.request import strikes
 from tests import reference
 from tests.core.damage import cut, flip, stages
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
@@ -387,8 +388,8 @@ def verified(folder):
 
 def of_another_request(path):
     """Exchange a pending file for a sound one that names other rows."""
-    found = Strikes.from_bytes(path.read_bytes())
-    path.write_bytes(strikes(found.names ^ 1, found.contents, found.copies).to_bytes())
+    found = Change.from_bytes(path.read_bytes()).strikes
+    path.write_bytes(Change(strikes(found.names ^ 1, found.contents, found.copies)).to_bytes())
 
 
 @pytest.mark.parametrize("damage", [cut, flip, of_another_request, lambda path: path.unlink()])
