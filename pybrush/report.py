@@ -36,7 +36,8 @@ def write_page(result: UnlearnResult, path: Path) -> Path:
 
 def page(result: UnlearnResult) -> str:
     """Return the page of a result as HTML text."""
-    title = f"Erasure request {result.request}" if result.request else "Erasure: nothing was changed"
+    kind_of_request = "Erasure request" if result.forgotten else "Request"
+    title = f"{kind_of_request} {result.request}" if result.request else "Erasure: nothing was changed"
     title += "" if result.is_complete else ", incomplete: files that hold what was forgotten are left"
     kind = as_plain(result.guarantee)
     parts = [
