@@ -307,6 +307,7 @@ def _serve(
         forgotten=int(outcome["rows"]),
         notes=left_notes(audit),
         salt=salt[0][0].hex() if salt else "",
+        struck=request.strikes.body().hex() if salt else "",
     )
 
 
