@@ -96,17 +96,21 @@ def unlearn(words: Sequence[str]) -> int:
     tables.show_result(result)
     if settings.report is not None:
         tables.show_line(f"report: {result.report(path_of(settings.report))}")
+    if settings.receipt is not None and result.salt:
+        tables.show_line(f"receipt: {result.write_receipt(path_of(settings.receipt))}")
     return 0
 
 
 def verify(words: Sequence[str]) -> int:
     """Check a record; return 0 if it is clean, 2 if something is unfinished. A defect raises."""
-    record = Record.open(path_of(settings_of("verify", words, VerifySettings).record))
+    settings = settings_of("verify", words, VerifySettings)
+    record = Record.open(path_of(settings.record))
     try:
         found = record.verify()
+        receipt = None if settings.receipt is None else record.check_receipt(path_of(settings.receipt))
     finally:
         record.close()
-    tables.show_verification(record, found)
+    tables.show_verification(record, found, receipt)
     return 0 if found.is_clean else 2
 
 

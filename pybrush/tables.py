@@ -13,6 +13,7 @@ from pybrush.plan import epochs_per_slice, forecast
 from pybrush.plan.forecast import Price, Sizes
 from pybrush.record import Record, RecordInfo, Verification
 from pybrush.record.info import HeldRequest
+from pybrush.record.receipt import Receipt
 from pybrush.result import UnlearnResult
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def show_result(result: UnlearnResult) -> None:
         ("row visits", f"{cost.visits:,}; a retrain: {cost.retrain_visits:,}"),
         ("seconds of training", f"{cost.seconds:.1f}; a retrain: {cost.retrain_seconds:.1f}"),
         *((name, _listed(audit[key])) for key, name in _AUDIT.items() if key in audit),
-        *([("receipt", f"{result.salt} (opens the request's commitment; kept nowhere else)")] if result.salt else []),
+        *([("receipt", f"{result.salt} (part of the receipt; kept nowhere else)")] if result.salt else []),
         *(("note", note) for note in result.notes),
     ])  # fmt: skip
 
@@ -94,8 +95,8 @@ _AUDIT = {
 }
 
 
-def show_verification(record: Record, found: Verification) -> None:
-    """Show what was found to be true of a record."""
+def show_verification(record: Record, found: Verification, receipt: Receipt | None = None) -> None:
+    """Show what was found to be true of a record, and of which request a receipt is."""
     _show("clean" if found.is_clean else "not finished", [
         ("record", record.folder),
         ("stages", f"{found.stages} match their manifests"),
@@ -106,6 +107,8 @@ def show_verification(record: Record, found: Verification) -> None:
         ("unfinished requests", _listed(found.pending)),
         ("stages to be collected", len(found.unwanted)),
         ("files of user code", found.artefacts),
+        *([("receipt", f"of request {receipt.request}, {receipt.state}: {receipt.rows:,} rows, accepted "
+                       f"{receipt.accepted}, sealed {receipt.sealed}")] if receipt else []),
     ])  # fmt: skip
 
 

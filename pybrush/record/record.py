@@ -30,6 +30,7 @@ from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
     from pybrush.record.info import RecordInfo
+    from pybrush.record.receipt import Receipt
     from pybrush.record.verify import Depth, Verification
 
 OrderKind = Literal["shuffled", "sequential"]
@@ -298,6 +299,17 @@ class Record:
         from pybrush.record.verify import verify
 
         return verify(self, depth)
+
+    def check_receipt(self, path: str | Path) -> Receipt:
+        """Check what `result.write_receipt` wrote against the chain of events; tell of which request it is.
+
+        Raises:
+            RecordError: where the file is no receipt, or opens no request of this record.
+            CorruptRecordError: where the chain is broken.
+        """
+        from pybrush.record.receipt import check_receipt
+
+        return check_receipt(self, Path(path))
 
     def cancel(self, request: int) -> None:
         """Withdraw a pending request; the stages built for it are removed, the model stays as it was.
