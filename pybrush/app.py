@@ -33,7 +33,7 @@ usage: pybrush COMMAND [KEY=VALUE] ...
   pybrush info record=FOLDER               tell what a record holds: rows, stages, requests, bytes on disk
 
 Each command has its own --help. Exit status: 0 done, 1 refused or failed; verify: 0 clean, 1 a defect,
-2 something is unfinished. PYBRUSH_DEBUG=1 shows where an error came from.
+2 something is unfinished, 3 a stage does not replay. PYBRUSH_DEBUG=1 shows where an error came from.
 """
 
 

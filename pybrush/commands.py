@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -33,6 +33,7 @@ from pybrush.errors import ConfigurationError, RecordError
 from pybrush.plan.forecast import Sizes, stage_bytes_of
 from pybrush.record import Record
 from pybrush.record.files import make_folder, replace, unlink
+from pybrush.replay import Replay
 from pybrush.settings import InfoSettings, PlanSettings, UnlearnSettings, VerifySettings, path_of
 
 if TYPE_CHECKING:
@@ -102,16 +103,23 @@ def unlearn(words: Sequence[str]) -> int:
 
 
 def verify(words: Sequence[str]) -> int:
-    """Check a record; return 0 if it is clean, 2 if something is unfinished. A defect raises."""
+    """Check a record; return 0 if it is clean, 2 if something is unfinished, 3 if a replay differs. A defect raises."""
     settings = settings_of("verify", words, VerifySettings)
     record = Record.open(path_of(settings.record))
     try:
-        found = record.verify()
+        again = _replayed_by(record, settings) if settings.depth == "replay" else None
+        found = record.verify("manifests" if settings.depth == "manifests" else "digests")
         receipt = None if settings.receipt is None else record.check_receipt(path_of(settings.receipt))
     finally:
         record.close()
     tables.show_verification(record, found, receipt)
-    return 0 if found.is_clean else 2
+    status = 0 if found.is_clean else 2
+    if again is None:
+        return status
+    with _progress_shown():
+        replayed = again()
+    tables.show_replay(replayed)
+    return 3 if replayed.outcome == "mismatch" else status
 
 
 def info(words: Sequence[str]) -> int:
@@ -217,9 +225,32 @@ def _made_by_a_script(
     request |= {"guarantee": repr(settings.guarantee)} if settings.guarantee is not None else {}
     request |= {"purge": repr(settings.purge)} if settings.purge != "delete" else {}
     request |= {"dry_run": "True"} if settings.dry_run else {}
+    return _without_config(record, adapter.script(record, reading, request))
+
+
+# Verifying
+
+
+def _replayed_by(record: Record, settings: VerifySettings) -> Callable[[], Replay]:
+    """Return what replays stages of a record with objects built from its configuration.
+
+    Raises:
+        RecordError: for a record without one, with the Python lines to use.
+    """
+    adapter = adapter_named(record.plan.adapter)
+    allowed = settings.tolerance
+    if not (record.folder / CONFIG).is_file():
+        arguments = {"stages": repr(settings.stages), "tolerance": repr(allowed)}
+        raise _without_config(record, adapter.replay_script(record, arguments))
+    config = stored_config(record, adapter, settings.allow)
+    request = {"stages": settings.stages, "tolerance": allowed}
+    return lambda: adapter.replay(*build(config, adapter), request)
+
+
+def _without_config(record: Record, lines: str) -> RecordError:
     return RecordError(
         f"{record.folder} was made by a script: it has no {CONFIG} from which model, data and trainer could be "
-        f"built. Nothing was touched. Use these lines instead:\n\n{adapter.script(record, reading, request)}"
+        f"built. Nothing was touched. Use these lines instead:\n\n{lines}"
     )
 
 

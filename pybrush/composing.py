@@ -16,6 +16,7 @@ from pybrush.adapters import GROUP
 from pybrush.errors import ConfigurationError, MissingExtraError
 from pybrush.plan.forecast import Sizes
 from pybrush.record import Record
+from pybrush.replay import Replay
 from pybrush.result import UnlearnResult
 from pybrush.settings import check_words, quoted
 from pybrush.trust import Trust, check_targets
@@ -50,8 +51,14 @@ class CommandAdapter(Protocol):
     def unlearn(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> UnlearnResult:
         """Serve a request."""
 
+    def replay(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> Replay:
+        """Train stages again and compare."""
+
     def script(self, record: Record, reading: str, request: Mapping[str, str]) -> str:
         """Return Python lines that serve a request on a record made by a script."""
+
+    def replay_script(self, record: Record, request: Mapping[str, str]) -> str:
+        """Return Python lines that replay stages of a record made by a script."""
 
 
 def adapter_named(name: str) -> CommandAdapter:

@@ -14,6 +14,7 @@ from typing import Any
 from pybrush import forget_file
 from pybrush.errors import ConfigurationError
 from pybrush.plan.forecast import usual_requests
+from pybrush.record.compare import Tolerance
 
 _PATHS = ("record", "report", "receipt", "forget.file")
 """Settings that are paths: taken as they stand, whatever Hydra's grammar makes of their characters."""
@@ -62,10 +63,21 @@ class UnlearnSettings:
 
 @dataclass(frozen=True)
 class VerifySettings:
-    """verify.yaml."""
+    """verify.yaml.
+
+    Raises:
+        ConfigurationError: for a depth that there is not.
+    """
 
     record: str
     receipt: str | None = None
+    depth: str = "digests"
+    stages: Any = "touched"
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    allow: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _one_of("depth", self.depth, ("manifests", "digests", "replay"))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pybrush.errors import ConfigurationError
 from pybrush.record import Record
 from pybrush.trust import Trust, check_targets
 from pybrush_lightning.datasets import DigitsData
+from tests.core.forging import forge
 
 QUIET = ["trainer.enable_progress_bar=false", "hydra/job_logging=none", "hydra/hydra_logging=none"]
 TINY = ["train", "experiment=digits_sisa", "trainer.max_epochs=1", *QUIET]
@@ -416,6 +417,63 @@ def test_verify_tells_a_defect_from_what_is_unfinished(here, capsys):
     tensors.write_bytes(data)
     assert main(["verify", "record=records/digits"]) == 1
     assert tensors.parent.name in capsys.readouterr().err
+
+
+def test_a_record_is_verified_in_three_depths_and_nothing_in_it_changes(here, rows, capsys):
+    before = snapshot(here)
+    assert main(["verify", "record=records/digits", "depth=manifests"]) == 0
+    fast = capsys.readouterr().out
+    assert "fit the graph" in fast and "whether the states have the bytes" in fast
+    assert main(["verify", "record=records/digits"]) == 0
+    assert "whether training leads to these states" in capsys.readouterr().out
+    done = pybrush(here, "verify", "record=records/digits", "depth=replay")
+    assert done.returncode == 0, done.stderr
+    assert "bit_identical" in done.stdout and "1 of 4 trained again" in done.stdout
+    assert done.stderr.index("within tolerance means") < done.stderr.index("is replayed")
+    assert snapshot(here) == before
+
+
+def test_replay_tells_a_stage_that_its_rows_do_not_lead_to(here, capsys):
+    def changed(state):
+        next(iter(state["module"]["parameters"].values())).view(-1)[0] += 0.01
+        return state
+
+    forge("records/digits", 1, 0, changed)
+    before = snapshot(here)
+    assert main(["verify", "record=records/digits"]) == 0
+    words = ["verify", "record=records/digits", "depth=replay"]
+    capsys.readouterr()
+    assert main([*words, "stages=[[1,0]]"]) == 3
+    said = capsys.readouterr().out
+    assert "does not replay" in said and "module.parameters: 1 of" in said
+    assert main([*words, "stages=[[1,0]]", "tolerance.absolute=0.1"]) == 0
+    assert main([*words, "stages=[[0,0]]"]) == 0
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["depth=deep"], "depth must be one of manifests, digests, replay"),
+        (["depth=replay", "stages=[[9,9]]"], "has no stages [(9, 9)]; there are (0, 0)"),
+        (["depth=replay", "stages=some"], "stages must be 'touched', 'all' or pairs"),
+        (["depth=replay", "tolerance.relative=-1"], "the relative tolerance must be a number of at least 0"),
+    ],
+)
+def test_what_verify_cannot_mean_is_refused(here, words, said, capsys):
+    assert main(["verify", "record=records/digits", *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_record_made_by_a_script_is_replayed_by_the_lines_that_are_shown(here, capsys):
+    (here / "records/digits/config.yaml").unlink()
+    assert main(["verify", "record=records/digits", "depth=digests"]) == 0
+    assert main(["verify", "record=records/digits", "depth=replay", "stages=all", "tolerance.relative=0"]) == 1
+    said = capsys.readouterr().err
+    lines = said[said.index("import lightning") :]
+    compile(lines, "lines", "exec")
+    assert "SISA(record='records/digits'" in lines
+    assert "stages='all', tolerance=Tolerance(absolute=1e-06, relative=0.0))" in lines
 
 
 def test_the_key_is_never_in_the_record_nor_in_what_is_said(here, rows, capsys):
