@@ -146,6 +146,15 @@ class Ledger:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
+    def remove_journal(self) -> None:
+        """Remove the journal of a process that was killed before it changed the file; call under the record's lock.
+
+        It may hold names, and SQLite leaves it until the next transaction.
+        """
+        if self.path.with_name(self.path.name + "-journal").is_file():
+            with self.writing("nothing"):
+                self.change(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query.
 
