@@ -152,7 +152,7 @@ class Ledger:
         It may hold names, and SQLite leaves it until the next transaction.
         """
         if self.path.with_name(self.path.name + "-journal").is_file():
-            with self.writing("nothing"):
+            with self.writing("no change"):
                 self.change(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
