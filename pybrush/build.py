@@ -167,11 +167,14 @@ def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows
         notes=trained.notes,
     )
     aside = record.store.write_aside(learner.read_state(), manifest)
-    with coordinator_lock(record.folder):
-        if stage.key not in record.ledger.wanted():
-            remove_folder(aside)
-            raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
-        record.store.publish(aside, stage.key)
+    try:
+        with coordinator_lock(record.folder):
+            if stage.key not in record.ledger.wanted():
+                remove_folder(aside)
+                raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
+            record.store.publish(aside, stage.key)
+    finally:
+        record.store.let_go(aside)
     return manifest
 
 

@@ -203,7 +203,10 @@ class Record:
 
     @property
     def requests(self) -> tuple[RequestInfo, ...]:
-        """All requests, in the order in which they came; one whose file was not unlinked yet is no more than collected."""
+        """All requests, in the order in which they came.
+
+        A sealed one counts as collected until the file that names its rows is unlinked.
+        """
         rows = self.ledger.rows(
             "SELECT number, state, method, rows, accepted, committed, sealed, outcome FROM requests ORDER BY number"
         )

@@ -109,15 +109,26 @@ class StageStore:
         return states.load(self.path(key), self.initial), manifest
 
     def write_aside(self, state: Any, manifest: Manifest) -> Path:
-        """Write a state and its manifest into a temporary folder, synced, and return the folder."""
+        """Write a state and its manifest into a temporary folder, synced, and return the folder.
+
+        Until `let_go` it is kept from every sweep.
+        """
         make_folder(self.tmp)
         aside = self.tmp / f"{manifest.key}.{_owner()}"
-        make_folder(aside)
-        states.save(aside, state, write_new, None if manifest.key == "initial" else self.initial)
-        values = {**asdict(manifest), "sha256": states.state_sha256(aside)}
-        write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
-        sync_folder(aside)
+        try:
+            make_folder(aside)
+            states.save(aside, state, write_new, None if manifest.key == "initial" else self.initial)
+            values = {**asdict(manifest), "sha256": states.state_sha256(aside)}
+            write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
+            sync_folder(aside)
+        except BaseException:
+            self.let_go(aside)
+            raise
         return aside
+
+    def let_go(self, aside: Path) -> None:
+        """Leave a temporary folder, if it is still there, to the next sweep: it may be impossible to remove now."""
+        _own.discard(aside.name.partition(".")[2])
 
     def _checked(self, key: str) -> Manifest:
         manifest = self.manifest(key)
@@ -137,8 +148,11 @@ class StageStore:
         """Remove a stage: first out of its place in one step, then its files."""
         make_folder(self.tmp)
         aside = self.tmp / f"{key}.{_owner()}"
-        move(self.path(key), aside)
-        remove_folder(aside)
+        try:
+            move(self.path(key), aside)
+            remove_folder(aside)
+        finally:
+            self.let_go(aside)
 
     def sweep(self, keep: set[str]) -> None:
         """Remove temporary folders of dead processes of this host, and all of keys not in `keep`."""
@@ -149,7 +163,10 @@ class StageStore:
 
 
 _own: set[str] = set()
-"""What this process called its temporary folders: a restarted container gives the same number to another process."""
+"""The temporary folders that this process has in hand.
+
+The number of the process does not say so: a restarted container gives it to another.
+"""
 
 
 def _owner() -> str:

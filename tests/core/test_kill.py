@@ -297,7 +297,8 @@ def test_another_request_after_a_kill_finishes_the_first_and_serves_its_own(scra
 def test_a_wish_that_is_refused_does_not_hold_up_a_request_that_was_committed(scratch):
     case = subject_case()
     base, twin = with_twins(case, scratch)
-    for _, folder in kill_points(base, case.serve, scratch, ["after commit commit", "after vacuum", "after commit seal", LAST]):
+    steps = ["after commit commit", "after vacuum", "after commit seal", LAST]
+    for _, folder in kill_points(base, case.serve, scratch, steps):
         with pytest.raises(UnknownSamplesError):
             case.serve(folder, lambda record: Wish(names=record.names.samples(["nobody"])))
         assert_finished(folder, twin, case.gone)

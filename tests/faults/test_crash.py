@@ -5,16 +5,13 @@ is built from that (see disk.py). Whatever is left, nothing that was reported as
 ends in the bits of a fit that never had the rows, with no file or byte that such a fit does not have.
 """
 
-import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +23,7 @@ from tests.core.test_fit_and_forget import KEY, by_ids, data
 from tests.core.test_kill import CASES, assert_finished, cancel, first_fit, fitted, id_case, kill_points, with_twins
 from tests.faults import disk, sqlite_files
 
-pytestmark = pytest.mark.skipif(
+needs_watching = pytest.mark.skipif(
     sqlite_files.library() is None or not Path("/proc/self/fd").is_dir(),
     reason="watches SQLite through its shared library, and open files through /proc",
 )
@@ -145,15 +142,6 @@ REPORTED = {"accept": 0, "commit": 1, "collected": 2, "seal": 2}
 """Commit to the ledger -> the state that it leads to; a sealed request counts as collected until its file is gone."""
 
 
-@pytest.fixture
-def scratch(monkeypatch):
-    """A folder in memory, where the system has one; keys that are made there are KEY."""
-    monkeypatch.setattr("pybrush.record.secret.secrets", SimpleNamespace(token_bytes=lambda size: KEY[:size]))
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield Path(folder)
-
-
 def journal_of(call, folder):
     """Make a call on a copy of its base and return what it changed."""
     if call.base is None:
@@ -196,6 +184,7 @@ def look(call, journal, count, how, tree, folder):
         raise
 
 
+@needs_watching
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.long)], ids=["few", "all"])
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_that_is_made_again_after_a_crash_loses_nothing_and_brings_nothing_back(name, few, scratch):
@@ -215,6 +204,7 @@ FORGETFUL = {
 }
 
 
+@needs_watching
 @pytest.mark.parametrize("name", FORGETFUL)
 def test_a_library_that_forgets_to_sync_is_found_out(name, scratch, monkeypatch):
     """Of this campaign itself: what is not synced is really lost on the disks that it builds."""
