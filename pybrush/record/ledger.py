@@ -69,9 +69,9 @@ def now() -> str:
 
 
 def days_since(time: str) -> int:
-    """Return the whole days since a time that `now` gave."""
+    """Return the whole days since a time that `now` gave; 0 where the clock was set back since."""
     then = datetime.strptime(time, _TIME).replace(tzinfo=UTC)
-    return (datetime.now(UTC) - then).days
+    return max(0, (datetime.now(UTC) - then).days)
 
 
 class Ledger:
