@@ -52,8 +52,8 @@ class UnlearnResult:
         amended: rows that got another content, or other subjects, under their name.
         admitted: rows that joined, copies counted.
         notes: what the caller should know, one sentence each.
-        salt: opens the request's commitment in the events, with `struck`; kept nowhere else, in hexadecimal.
-        struck: what the commitment is of, the rows of the pending file, in hexadecimal; personal data.
+        salt: opens the request's commitment in the events, with `committed`; kept nowhere else, in hexadecimal.
+        committed: what the commitment is of, the rows of the pending file in parts, in hexadecimal; personal data.
     """
 
     model: Any
@@ -70,7 +70,7 @@ class UnlearnResult:
     admitted: int = 0
     notes: tuple[str, ...] = ()
     salt: str = field(default="", repr=False)
-    struck: str = field(default="", repr=False)
+    committed: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def is_complete(self) -> bool:
@@ -78,7 +78,7 @@ class UnlearnResult:
         return not self.audit.get("artefacts_left")
 
     def write_receipt(self, path: str | Path) -> Path:
-        """Write what shows later which rows this request struck, readable by its owner alone.
+        """Write what shows later which rows this request forgot, readable by its owner alone.
 
         It names the rows by their pseudonyms, which the record itself no longer holds: keep it with the letter that
         asked, as long as you must be able to answer it, and not in the record. `record.check_receipt` reads it.
@@ -99,7 +99,8 @@ class UnlearnResult:
                 "there is no receipt of this result: it is of no request, or its salt was deleted by an earlier call "
                 "that did not come back. The request is served all the same; see record.requests."
             )
-        values = {"request": self.request, "salt": self.salt, "rows": self.struck}
+        rows, *added = self.committed
+        values = {"request": self.request, "salt": self.salt, "rows": rows, "added": added}
         return write_private(Path(path), json.dumps(values, indent=1) + "\n")
 
     def report(self, path: str | Path) -> Path:

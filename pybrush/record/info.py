@@ -87,7 +87,7 @@ class Suppressions:
     """Marks of what was forgotten, so that it is not trained on again.
 
     Attributes:
-        count: how many names are marked, of samples and of subjects.
+        count: how many are marked: names of samples and subjects and, where ids were given, contents of samples.
         oldest: the first day of any, as 2026-01-31; None where there are none.
     """
 

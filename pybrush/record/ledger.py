@@ -83,9 +83,9 @@ def now() -> str:
 
 
 def days_since(time: str) -> int:
-    """Return the whole days since a time that `now` gave."""
+    """Return the whole days since a time that `now` gave; 0 where the clock was set back since."""
     then = datetime.strptime(time, _TIME).replace(tzinfo=UTC)
-    return (datetime.now(UTC) - then).days
+    return max(0, (datetime.now(UTC) - then).days)
 
 
 class Ledger:
@@ -201,6 +201,15 @@ class Ledger:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+    def remove_journal(self) -> None:
+        """Remove the journal of a process that was killed before it changed the file; call under the record's lock.
+
+        It may hold names, and SQLite leaves it until the next transaction.
+        """
+        if self.path.with_name(self.path.name + "-journal").is_file():
+            with self.writing("no change"):
+                self.change(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query.

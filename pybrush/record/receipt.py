@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pybrush.change import Change
 from pybrush.errors import RecordError
 from pybrush.hashing import chained
 from pybrush.names import Names, among
 from pybrush.record.ledger import check_events
 from pybrush.record.record import Record
-
-_ROW_BYTES = 40
-"""Pseudonym, content digest, copies as u64."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class Receipt:
     Attributes:
         request: number of the request.
         state: of the request, such as "sealed".
-        rows: rows that it struck, copies counted.
+        rows: rows that it forgot, amended and admitted, copies counted.
         accepted: time in UTC. sealed: time, or None.
-        names: the pseudonyms that it struck, shape (n, 16), dtype uint8.
+        names: the pseudonyms of the rows that it forgot, shape (n, 16), dtype uint8.
     """
 
     request: int
@@ -44,7 +42,7 @@ class Receipt:
     names: Names = field(repr=False)
 
     def holds(self, names: Names) -> NDArray[np.bool_]:
-        """Return for each pseudonym whether the request struck it, shape (n,).
+        """Return for each pseudonym whether the request forgot it, shape (n,).
 
         Args:
             names: such as `record.names.samples(ids)`, shape (n, 16).
@@ -54,26 +52,25 @@ class Receipt:
 
 def check_receipt(record: Record, path: Path) -> Receipt:
     """Check a receipt against the chain of events (see `Record.check_receipt`)."""
-    number, salt, body = _read(path)
+    number, salt, parts = _read(path)
     check_events(record.ledger)
     events = record.ledger.rows("SELECT body FROM events WHERE kind = 'accepted'")
     told = {event["request"]: event["commitment"] for event in (json.loads(text) for (text,) in events)}
-    if told.get(number) != chained("pybrush-commit", salt, body).hex():
+    if told.get(number) != chained("pybrush-commit", salt, *parts).hex():
         raise RecordError(
             f"{path} opens no request of {record.folder}: it was changed, or it is another record's receipt."
         )
     request = next(request for request in record.requests if request.number == number)
-    rows = np.frombuffer(body, np.uint8).reshape(-1, _ROW_BYTES)
-    return Receipt(number, request.state, request.rows, request.accepted, request.sealed, rows[:, :16].copy())
+    change = Change.of_committed(*parts)
+    forgotten = change.strikes.names[~among(change.strikes.names, change.additions.names)]
+    return Receipt(number, request.state, request.rows, request.accepted, request.sealed, forgotten)
 
 
-def _read(path: Path) -> tuple[int, bytes, bytes]:
-    """Return the number of the request, the salt and the rows that a receipt names."""
+def _read(path: Path) -> tuple[int, bytes, tuple[bytes, ...]]:
+    """Return the number of the request, the salt and the parts that a receipt names."""
     try:
         values = json.loads(path.read_bytes())
-        number, salt, body = int(values["request"]), bytes.fromhex(values["salt"]), bytes.fromhex(values["rows"])
+        parts = tuple(map(bytes.fromhex, (values["rows"], *values["added"])))
+        return int(values["request"]), bytes.fromhex(values["salt"]), parts
     except (ValueError, TypeError, KeyError) as error:
         raise RecordError(f"{path} is not a receipt as result.write_receipt() writes it ({error!r}).") from error
-    if len(body) % _ROW_BYTES:
-        raise RecordError(f"{path} is not a receipt as result.write_receipt() writes it: its rows are cut short.")
-    return number, salt, body

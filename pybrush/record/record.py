@@ -19,7 +19,7 @@ from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.names import Namer
 from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
 from pybrush.record.declarations import declare
-from pybrush.record.files import erase
+from pybrush.record.files import entries, erase
 from pybrush.record.fingerprint import canonical_json
 from pybrush.record.keyring import KeyRing, ring_path
 from pybrush.record.ledger import Ledger
@@ -214,14 +214,21 @@ class Record:
 
     @property
     def requests(self) -> tuple[RequestInfo, ...]:
-        """All requests, in the order in which they came."""
+        """All requests, in the order in which they came.
+
+        A sealed one counts as collected until the file that names its rows is unlinked.
+        """
         rows = self.ledger.rows(
             "SELECT number, state, method, rows, accepted, committed, sealed, outcome FROM requests ORDER BY number"
         )
+        named = {path.name for path in entries(self.folder / "pending")}
         return tuple(
-            RequestInfo(number, state, method, struck, accepted, committed, sealed, json.loads(outcome or "{}"))
+            RequestInfo(
+                number, "collected" if state == "sealed" and str(number) in named else state,
+                method, struck, accepted, committed, sealed, json.loads(outcome or "{}"),
+            )
             for number, state, method, struck, accepted, committed, sealed, outcome in rows
-        )
+        )  # fmt: skip
 
     def register_artefact(self, path: str | Path, stage: str, kind: str) -> None:
         """Note a file that user code is about to write and that holds the state of a stage.

@@ -312,9 +312,9 @@ def _equal_rows(samples: Samples, forgotten: Strikes, change: Change) -> int:
 
 
 def _contents_suppressed(record: Record, contents: Names, subjects: Names | None) -> NDArray[np.bool_]:
-    """Return which of some contents were forgotten before, under the name of any of `subjects`, shape (n,)."""
+    """Return which of some contents were forgotten before: as such, or as a row of any of `subjects`, shape (n,)."""
     owners = [None] if subjects is None else [None, *(row.tobytes() for row in subjects)]
-    gone = np.zeros(len(contents), dtype=bool)
+    gone = suppressed(record, contents)
     for owner in owners:
         gone |= suppressed(record, record.names.content_samples(contents, [owner] * len(contents)))
     return gone

@@ -160,11 +160,14 @@ class StageStore:
         return self.vault.can_open(self.manifest(key).encryption)
 
     def write_aside(self, state: Any, manifest: Manifest) -> Path:
-        """Write a state and its manifest into a temporary folder, synced, and return the folder."""
+        """Write a state and its manifest into a temporary folder, synced, and return the folder.
+
+        Until `let_go` it is kept from every sweep.
+        """
         make_folder(self.tmp)
         aside = self.tmp / f"{manifest.key}.{_owner()}"
-        make_folder(aside)
         try:
+            make_folder(aside)
             files = self.vault.new_files(manifest.key, aside)
             sha256 = states.save(aside, state, files.write, None if manifest.key == "initial" else self.initial)
             if states.state_sha256(aside, files.read) != sha256:
@@ -172,11 +175,16 @@ class StageStore:
             values = {**asdict(manifest), "sha256": sha256, "encryption": files.note()}
             write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
             sync_folder(aside)
-        except BaseException:  # half of a state must not lie about until this process has ended
+        except BaseException:
             with suppress(OSError, StorageError):  # the first error tells why
                 self.drop(aside)
+            self.let_go(aside)
             raise
         return aside
+
+    def let_go(self, aside: Path) -> None:
+        """Leave a temporary folder, if it is still there, to the next sweep: it may be impossible to remove now."""
+        _own.discard(aside.name.partition(".")[2])
 
     def _opened(self, key: str) -> tuple[Manifest, states.ReadFile]:
         """Return the manifest of a state whose hash was checked, and what reads its files."""
@@ -211,8 +219,11 @@ class StageStore:
         destroyed = self.vault.destroy_all(key)
         make_folder(self.tmp)
         aside = self.tmp / f"{key}.{_owner()}"
-        move(self.path(key), aside)
-        remove_folder(aside)
+        try:
+            move(self.path(key), aside)
+            remove_folder(aside)
+        finally:
+            self.let_go(aside)
         return destroyed
 
     def sweep(self, keep: set[str]) -> None:
@@ -242,7 +253,10 @@ class StageStore:
 
 
 _own: set[str] = set()
-"""What this process called its temporary folders: a restarted container gives the same number to another process."""
+"""The temporary folders that this process has in hand.
+
+The number of the process does not say so: a restarted container gives it to another.
+"""
 
 
 def _owner() -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from pybrush.change import Change
 from pybrush.errors import CorruptRecordError, RecordError
 from pybrush.hashing import chained
-from pybrush.names import Names, as_names, rows_of
+from pybrush.names import Names, among, as_names, rows_of
 from pybrush.plan.graph import Stage, constituents
 from pybrush.record.artefacts import Purge, remove_but_left
 from pybrush.record.collect import remove_unwanted, seal
@@ -28,6 +28,7 @@ from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
 from pybrush.record.record import Record, RequestInfo
 from pybrush.record.samples import Samples, change_samples
+from pybrush.request import Strikes
 
 UNFINISHED = ("pending", "committed", "collected")
 METHOD = "rebuild"
@@ -131,6 +132,7 @@ def tidy(record: Record) -> None:
             if request.state == "collected" and not pending_path(record, request.number).is_file():
                 seal(record, request.number)
         record.store.sweep(record.ledger.wanted() | {"initial"})
+        record.ledger.remove_journal()
 
 
 def accept(record: Record, change: Change, target: Target, purge: Purge = "delete") -> OpenRequest:
@@ -170,7 +172,7 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
     """Make the rebuilt record the record, in one transaction: rows out and in, suppressions in, release written."""
     strikes, plan = request.change.strikes, record.plan
     gone = strikes.names[target.samples.find(strikes.names) < 0]
-    suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects]))
+    suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects, _gone_contents(record, strikes, target)]))
     marks = [(row.tobytes(), now()[:10]) for row in suppressed]
     counts = target.samples.cell_rows(plan.shards, plan.slices)
     record.samples_are(None)
@@ -192,6 +194,15 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
         write_release(record, request.number, METHOD, commitment, outcome["guarantee"], target.stages)
         ledger.append_event("committed", request=request.number, commitment=commitment.hex())
     record.samples_are(target.samples)
+
+
+def _gone_contents(record: Record, strikes: Strikes, target: Target) -> Names:
+    """Return the contents that no sample has any more, where names are given ids that do not say them."""
+    known = strikes.contents[strikes.contents.any(axis=1)]
+    if record.plan.naming == "content":
+        return known[:0]
+    held = target.samples.contents[among(target.samples.contents, known)]
+    return np.unique(known[~among(known, held)], axis=0)
 
 
 def write_release(

@@ -114,6 +114,7 @@ def test_a_plan_under_which_no_shard_could_be_trained_is_refused_before_there_is
 ASKS = {
     "ids": lambda rows: (by_ids(IDS[3:5]), IDS, None, "all 2 were"),
     "content": lambda rows: (lambda _: Wish(contents=contents_of(rows, [3, 4])), None, None, "all 2 were"),
+    "content of ids": lambda rows: (lambda _: Wish(contents=contents_of(rows, [3, 4])), IDS, None, "all 2 were"),
     "subjects": lambda rows: (lambda r: Wish(subjects=r.names.subjects(["subject-3"])), None, SUBJECTS, "all 1 were"),
     "both": lambda rows: (
         lambda r: Wish(contents=contents_of(rows, [3]), subjects=r.names.subjects(["subject-3"])),
