@@ -136,7 +136,7 @@ class Change:
     def of_committed(cls, rows: bytes, *added: bytes) -> Change:
         """Read what `committed` returned; the subjects that asked are not in it."""
         return cls(
-            Strikes.from_body(rows, subjects=_no_names()), Additions.from_parts(*added) if added else Additions()
+            Strikes.from_body(rows, _no_names(), _no_names()), Additions.from_parts(*added) if added else Additions()
         )
 
     def same_request(self, other: Change) -> bool:

@@ -197,8 +197,12 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
 
 
 def _gone_contents(record: Record, strikes: Strikes, target: Target) -> Names:
-    """Return the contents that no sample has any more, where names are given ids that do not say them."""
-    known = strikes.contents[strikes.contents.any(axis=1)]
+    """Return the contents that no sample has any more, where names are given ids that do not say them.
+
+    Not those of amended rows, which were replaced rather than forgotten.
+    """
+    contents = strikes.contents[target.samples.find(strikes.names) < 0]
+    known = contents[contents.any(axis=1)]
     if record.plan.naming == "content":
         return known[:0]
     held = target.samples.contents[among(target.samples.contents, known)]
