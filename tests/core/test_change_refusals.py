@@ -152,7 +152,7 @@ def test_under_a_sequential_loader_rows_join_only_where_the_place_of_every_row_i
     assert_same_record(folder, tmp_path / "twin")
 
 
-@pytest.mark.parametrize("others", [(31, 35), (33, 38)], ids=["of-a-recorded-row", "of-a-new-row"])
+@pytest.mark.parametrize("others", [(31,), (31, 35), (33, 38)], ids=["one-recorded", "two-recorded", "new"])
 def test_under_a_sequential_loader_equal_rows_do_not_join(others, tmp_path):
     x, y = equal_rows()
     fresh = data(N + MORE, seed=5)

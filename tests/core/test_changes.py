@@ -168,6 +168,16 @@ def test_more_copies_of_a_recorded_content_join_as_copies(tmp_path):
     record.assert_like_a_fit_of(range(N + MORE))
 
 
+def test_a_further_person_of_a_copy_that_joins_is_recorded_wherever_the_copy_lies_in_the_data_set(tmp_path):
+    people = [[f"subject-{i}", f"guardian-{i}"] for i in range(N + MORE)]
+    people[31] = ["subject-2", "another-guardian"]
+    record = Ledgered(tmp_path, None, people, equal_rows())
+    order = [31, *range(31)]
+    assert record.ask(order, admits=True).admitted == 2
+    record.assert_like_a_fit_of(order)
+    assert record.ask(order, subjects=["another-guardian"]).forgotten == 2
+
+
 def test_a_content_of_which_a_batch_forgets_a_copy_gets_none_in_that_batch(tmp_path):
     record, rows = Ledgered(tmp_path, None, rows=equal_rows()), equal_rows()
     # Of the two recorded copies one is left; the data set still holds four.
@@ -208,12 +218,12 @@ def test_many_rows_that_were_forgotten_do_not_join_again_either(tmp_path):
 
 def test_a_row_whose_person_changed_moves_to_that_persons_cell_and_the_old_name_is_gone(tmp_path):
     people = [[f"subject-{i % 12}"] for i in range(N + MORE)]
-    people[9] = ["only-here", "subject-4"]
+    people[9], people[16] = ["only-here", "subject-4"], ["subject-4", "subject-5"]
     record = Ledgered(tmp_path, subjects=people)
     subject = reference.subject(KEY, b"s:only-here")
     assert reference.files_holding(tmp_path / "a", [subject]) == ["ledger.sqlite"]
-    people[9], people[14] = ["somebody-else"], ["subject-2", "somebody-else"]
-    assert counts(record.ask(range(N), amended=[9, 14, 15])) == (0, 2, 0)
+    people[9], people[14], people[16] = ["somebody-else"], ["subject-2", "somebody-else"], ["subject-5", "subject-4"]
+    assert counts(record.ask(range(N), amended=[9, 14, 15, 16])) == (0, 3, 0)
     assert reference.files_holding(tmp_path / "a", [subject]) == []
     record.assert_like_a_fit_of(range(N))
     assert record.ask(range(N), subjects=["somebody-else"]).forgotten == 2
