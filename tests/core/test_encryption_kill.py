@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pybrush.errors import ErasureError
+from pybrush.errors import ErasureError, RecordError
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
+from tests.core.numpy_learner import NumpyLearner
 from tests.core.processes import at_once
-from tests.core.test_fit_and_forget import KEY, fit
+from tests.core.test_fit_and_forget import KEY, fit, unlearn
 from tests.core.test_kill import (  # noqa: F401 (scratch is a fixture)
     SMALL,
     Disk,
@@ -149,6 +150,19 @@ def test_a_builder_that_comes_second_destroys_its_own_key_and_no_other(base):
         record.store.publish(aside, key)
         assert keys_in(base) == before
         record.store.load(key)
+
+
+def test_a_stage_that_nobody_wants_any_more_when_it_is_built_leaves_no_key(base):
+    class Late(NumpyLearner):
+        def train_stage(self, *arguments):
+            with closing(Record.open(base / "record", KEY)) as record, record.ledger.writing("wanted"):
+                record.ledger.set_wanted([])
+            return super().train_stage(*arguments)
+
+    before, case = keys_in(base), id_case()
+    with pytest.raises(RecordError, match="changed while a stage was trained"):
+        unlearn(base / "record", case.rows, case.ask, case.ids, learner=Late([9.0] * 3))
+    assert keys_in(base) == before and list((base / "record" / "tmp").iterdir()) == []
 
 
 def test_keys_of_a_stage_whose_manifest_is_damaged_are_not_swept(base):
