@@ -1,4 +1,4 @@
-"""The `pybrush` command: train a record from a configuration, forget from it, price, verify and export it, look into it.
+"""The `pybrush` command: train a record from a configuration, forget from it, price, verify and export it.
 
     pybrush plan experiment=mnist5k_sisa
     pybrush train experiment=mnist5k_sisa

@@ -1,6 +1,6 @@
-"""What `pybrush plan`, `unlearn`, `verify`, `export` and `info` can be told: the shape of their YAML files in conf/pybrush.
+"""What `pybrush plan`, `unlearn`, `verify`, `export` and `info` can be told.
 
-The YAML files document each setting and hold the defaults; here are their types, and the checks of the words
+The YAML files in conf/pybrush document each setting and hold the defaults; here are their types, and the checks of the words
 on the command line before Hydra sees them.
 """
 
