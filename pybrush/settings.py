@@ -1,7 +1,7 @@
 """What `pybrush plan`, `unlearn`, `verify`, `export` and `info` can be told.
 
-The YAML files in conf/pybrush document each setting and hold the defaults; here are their types, and the checks of the words
-on the command line before Hydra sees them.
+The YAML files in conf/pybrush document each setting and hold the defaults; here are their types, and the checks of
+the words on the command line before Hydra sees them.
 """
 
 from __future__ import annotations
