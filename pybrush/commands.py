@@ -1,4 +1,4 @@
-"""What each command does: plan, train, unlearn, verify and info.
+"""What each command does: plan, train, unlearn, verify, export and info.
 
 `train` leaves the composed configuration in the record, and `unlearn` builds model, data and trainer from it,
 from modules that are trusted by name alone. Only `train` is a Hydra job with an output folder: the others
@@ -21,8 +21,8 @@ from pybrush import forget_file, tables
 from pybrush.composing import (
     CONFIG,
     CommandAdapter,
-    adapter_named,
     build,
+    command_adapter,
     composed,
     conf_folder,
     record_keeper,
@@ -34,7 +34,7 @@ from pybrush.plan.forecast import Sizes, stage_bytes_of
 from pybrush.record import Record
 from pybrush.record.files import make_folder, replace, unlink
 from pybrush.replay import Replay
-from pybrush.settings import InfoSettings, PlanSettings, UnlearnSettings, VerifySettings, path_of
+from pybrush.settings import ExportSettings, InfoSettings, PlanSettings, UnlearnSettings, VerifySettings, path_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -83,7 +83,7 @@ def unlearn(words: Sequence[str]) -> int:
     lines = [] if forget.file is None else forget_file.entries(path_of(forget.file))
     record = Record.open(path_of(settings.record))
     try:
-        adapter = adapter_named(record.plan.adapter)
+        adapter = command_adapter(record.plan.adapter)
         if not (record.folder / CONFIG).is_file():
             raise _made_by_a_script(record, adapter, settings, lines)
         what = forget_file.named(record, forget.kind, forget.type, lines) if lines else {"missing": True}
@@ -122,6 +122,19 @@ def verify(words: Sequence[str]) -> int:
     return 3 if replayed.outcome == "mismatch" else status
 
 
+def export(words: Sequence[str]) -> int:
+    """Write the model that a record deploys into a folder of its own."""
+    settings = settings_of("export", words, ExportSettings)
+    record = Record.open(path_of(settings.record))
+    try:
+        with _progress_shown():
+            place = record.export(path_of(settings.to), overwrite=settings.overwrite)
+    finally:
+        record.close()
+    tables.show_line(f"exported to {place}; a later request removes from it what held the forgotten samples")
+    return 0
+
+
 def info(words: Sequence[str]) -> int:
     """Tell what a record holds, as a table or, for a monitor, as JSON."""
     settings = settings_of("info", words, InfoSettings)
@@ -143,7 +156,7 @@ def info(words: Sequence[str]) -> int:
 def _described_sizes(words: Sequence[str]) -> Sizes:
     """Return the sizes of a training that is built from its configuration and then dropped."""
     config = composed(words)
-    adapter = adapter_named(config.adapter)
+    adapter = command_adapter(config.adapter)
     record_keeper(config)
     return adapter.sizes(*build(config, adapter))
 
@@ -161,7 +174,7 @@ def _train(config: DictConfig) -> None:
     """Build, fit, evaluate and show one training: the job that Hydra runs."""
     from omegaconf import OmegaConf
 
-    adapter, keeper = adapter_named(config.adapter), record_keeper(config)
+    adapter, keeper = command_adapter(config.adapter), record_keeper(config)
     folder = path_of(keeper.record)
     text = _HEADER + OmegaConf.to_yaml(config, resolve=True)
     trainer, model, data = build(config, adapter)
@@ -237,7 +250,7 @@ def _replayed_by(record: Record, settings: VerifySettings) -> Callable[[], Repla
     Raises:
         RecordError: for a record without one, with the Python lines to use.
     """
-    adapter = adapter_named(record.plan.adapter)
+    adapter = command_adapter(record.plan.adapter)
     allowed = settings.tolerance
     if not (record.folder / CONFIG).is_file():
         arguments = {"stages": repr(settings.stages), "tolerance": repr(allowed)}

@@ -1,7 +1,7 @@
-"""What `pybrush plan`, `unlearn`, `verify` and `info` can be told: the shape of their YAML files in conf/pybrush.
+"""What `pybrush plan`, `unlearn`, `verify`, `export` and `info` can be told.
 
-The YAML files document each setting and hold the defaults; here are their types, and the checks of the words
-on the command line before Hydra sees them.
+The YAML files in conf/pybrush document each setting and hold the defaults; here are their types, and the checks of
+the words on the command line before Hydra sees them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pybrush.errors import ConfigurationError
 from pybrush.plan.forecast import usual_requests
 from pybrush.record.compare import Tolerance
 
-_PATHS = ("record", "report", "receipt", "forget.file")
+_PATHS = ("record", "report", "receipt", "forget.file", "to")
 """Settings that are paths: taken as they stand, whatever Hydra's grammar makes of their characters."""
 
 _NUMBERS = ("samples", "shards", "slices", "epochs", "model_bytes")
@@ -78,6 +78,15 @@ class VerifySettings:
 
     def __post_init__(self) -> None:
         _one_of("depth", self.depth, ("manifests", "digests", "replay"))
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """export.yaml."""
+
+    record: str
+    to: str
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

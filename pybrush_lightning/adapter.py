@@ -1,7 +1,7 @@
 """What the entry point `pybrush.adapters` names: which models are Lightning's, their aggregate, and the command's part.
 
-The `pybrush` command builds model, data module and trainer from a configuration and hands them over here; `aggregate`
-and `claims` are for everyone.
+The `pybrush` command builds model, data module and trainer from a configuration and hands them over here; `aggregate`,
+`claims` and `export` are for everyone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
@@ -18,6 +19,7 @@ from pybrush.record import Record
 from pybrush.replay import Replay
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, aggregate
+from pybrush_lightning.export import export
 from pybrush_lightning.replay import replay
 from pybrush_lightning.sizes import sizes_of
 from pybrush_lightning.unlearn import unlearn
@@ -51,6 +53,10 @@ class LightningAdapter:
         settings = record.plan.settings
         members = aggregate.constituents_of(record)
         return aggregate.AggregateModule(model, members, settings["outputs"], settings["aggregate"])
+
+    def export(self, record: Record, folder: str | Path, *, overwrite: bool) -> Path:
+        """Write the model that a record deploys."""
+        return export(record, folder, overwrite=overwrite)
 
     def begin(self, seed: int) -> None:
         """Seed everything and silence Lightning's advice, for a process that runs the command."""

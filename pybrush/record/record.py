@@ -342,6 +342,30 @@ class Record:
 
         return adapter_of(module).aggregate(self, module)
 
+    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model to deploy into a folder: weights and a description, nothing else of the record.
+
+        Each file of weights is registered with its stage, like a checkpoint: a later request that replaces the stage
+        removes it. Copies of the folder are out of reach.
+
+        Args:
+            folder: a new or empty folder outside of the record.
+            overwrite: replace an earlier export in the folder; other files in it stay.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigurationError: for a folder that is not empty, or lies in the record.
+            RecordError: where a constituent is not built yet.
+            LockedError: where another process serves a request.
+            MissingExtraError: where the framework is not installed.
+        """
+        from pybrush.adapters import adapter_named
+
+        written: Path = adapter_named(self.plan.adapter).export(self, folder, overwrite=overwrite)
+        return written
+
 
 def write_plan(ledger: Ledger, plan: RecordPlan) -> None:
     """Write the plan into an empty ledger, inside a transaction."""

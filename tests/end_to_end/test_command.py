@@ -12,14 +12,17 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from pybrush.app import main
-from pybrush.errors import ConfigurationError
+from pybrush.errors import ConfigurationError, RecordError
 from pybrush.record import Record
 from pybrush.trust import Trust, check_targets
+from pybrush_lightning import load_export
 from pybrush_lightning.datasets import DigitsData
+from pybrush_lightning.models import MLP
 from tests.core.forging import forge
 
 QUIET = ["trainer.enable_progress_bar=false", "hydra/job_logging=none", "hydra/hydra_logging=none"]
@@ -261,7 +264,9 @@ def test_other_refusals_have_one_message_too(here, capsys):
         (["unlearn", "forget.file=forget.txt"], "say which record"),
         (["verify", "record=nowhere"], "there is no record in nowhere"),
         (["verify"], "say which record"),
-        (["forget"], "plan, train, unlearn, verify, info"),
+        (["forget"], "plan, train, unlearn, verify, export, info"),
+        (["export", "record=records/digits"], "say where to"),
+        (["export", "to=out"], "say which record"),
         (["train", "experiment=nothing"], "digits_sisa"),
         (["train", "bogus=1"], "bogus"),
         ([*TINY, "model._target_=no_such_module.Net", "callbacks.sisa.record=new"], "No module named 'no_such_module'"),
@@ -506,6 +511,25 @@ def test_a_record_made_by_a_script_is_replayed_by_the_lines_that_are_shown(here,
     compile(lines, "lines", "exec")
     assert "SISA(record='records/digits'" in lines
     assert "stages='all', tolerance=Tolerance(absolute=1e-06, relative=0.0))" in lines
+
+
+def test_the_model_is_exported_without_the_record_and_goes_with_its_samples(here, rows, capsys):
+    (here / "records/digits/config.yaml").rename(here / "config.yaml")  # a record made by a script has none
+    assert main(["export", "record=records/digits", "to=my models/digits"]) == 0
+    assert "exported to" in capsys.readouterr().out
+    assert main(["export", "record=records/digits", "to=my models/digits"]) == 1
+    assert "not empty" in capsys.readouterr().err
+    assert main(["export", "record=records/digits", "to=my models/digits", "overwrite=true"]) == 0
+    place, images = here / "my models/digits", rows.images[:9]
+    record = Record.open("records/digits")
+    expected = record.aggregate(MLP(inputs=64)).eval()(images)
+    record.close()
+    assert torch.equal(load_export(place, MLP(inputs=64))(images), expected)
+    (here / "config.yaml").rename(here / "records/digits/config.yaml")
+    assert main(["unlearn", "record=records/digits", "guarantee=exact", forget(here, rows.ids[:9])]) == 0
+    assert len(list(place.glob("*.safetensors"))) < 2
+    with pytest.raises(RecordError, match="a request has removed it"):
+        load_export(place, MLP(inputs=64))
 
 
 def test_the_key_is_never_in_the_record_nor_in_what_is_said(here, rows, capsys):
