@@ -21,7 +21,8 @@ def exact_guarantee(record: Record, stages: Iterable[Stage]) -> Exact:
     """Return the guarantee of a rebuilt record, with every difference and assumption named."""
     manifests = [record.store.manifest(stage.key) for stage in stages if record.store.has(stage.key)]
     differences = environment_differences(manifest.environment for manifest in manifests)
-    return Exact(REFERENCE, differences, assumptions_of(record))
+    found = [one for manifest in manifests for one in manifest.notes.get("assumptions", ())]
+    return Exact(REFERENCE, differences, assumptions_of(record, found))
 
 
 def cost_of(record: Record, stages: tuple[Stage, ...], rebuilt: list[Stage]) -> UnlearnCost:

@@ -39,7 +39,7 @@ def check_needed(record: Record, samples: Samples, stages: Sequence[Stage], todo
     for key in sorted(used & kept.keys()):
         check_state(record, key)
         leaning |= leans_on_initial(record.store.path(key))
-    if leaning or any(stage.starts_shard for stage in todo):
+    if leaning or todo:  # what is built starts from the initial state or leaves tensors to it
         check_state(record, "initial")
         check_initial(record)
     _check_parents(record, kept)
