@@ -325,9 +325,11 @@ def test_a_target_may_be_allowed_by_its_full_name():
 @pytest.mark.parametrize("text", ["", "- model", "model: {}", "model: ["])
 def test_a_configuration_that_is_damaged_is_named(text, here, rows, capsys):
     (here / "records/digits/config.yaml").write_text(text)
+    before = snapshot(here / "records")
     assert main(["unlearn", "record=records/digits", forget(here, rows.ids[:1])]) == 1
     said = capsys.readouterr().err
     assert "records/digits/config.yaml" in said and "Traceback" not in said
+    assert snapshot(here / "records") == before
 
 
 OWN = """
