@@ -352,12 +352,18 @@ def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, kn
 
 @contextmanager
 def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
-    """Put the model back as it was if an error ends a request before its commit."""
+    """Put the model back as it was if an error ends a request before its commit.
+
+    An interrupt may also come just after it: then the model has to forget.
+    """
     before = learner.read_state()
     try:
         yield
     except BaseException as error:
         learner.write_state(before)
+        if ("pending",) not in record.ledger.rows("SELECT state FROM requests WHERE number = ?", (number,)):
+            load_last(record, learner)
+            raise
         error.add_note(
             f"Request {number} of {record.folder} stays pending and the stages it has built are kept: mend the cause "
             f"and call unlearn again, or withdraw it with Record.open({str(record.folder)!r}).cancel({number})."

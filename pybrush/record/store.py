@@ -175,7 +175,7 @@ class StageStore:
             values = {**asdict(manifest), "sha256": sha256, "encryption": files.note()}
             write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
             sync_folder(aside)
-        except BaseException:
+        except BaseException:  # half of a state must not lie about until this process has ended
             with suppress(OSError, StorageError):  # the first error tells why
                 self.drop(aside)
             self.let_go(aside)

@@ -28,7 +28,6 @@ from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
 from pybrush.record.record import Record, RequestInfo
 from pybrush.record.samples import Samples, change_samples
-from pybrush.request import Strikes
 
 UNFINISHED = ("pending", "committed", "collected")
 METHOD = "rebuild"
@@ -171,8 +170,9 @@ def _pending_written(record: Record, number: int, change: Change) -> Iterator[No
 def commit(record: Record, request: OpenRequest, before: Samples, target: Target, outcome: dict[str, Any]) -> None:
     """Make the rebuilt record the record, in one transaction: rows out and in, suppressions in, release written."""
     strikes, plan = request.change.strikes, record.plan
-    gone = strikes.names[target.samples.find(strikes.names) < 0]
-    suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects, _gone_contents(record, strikes, target)]))
+    is_gone = target.samples.find(strikes.names) < 0
+    contents = _gone_contents(record, strikes.contents[is_gone], target.samples)
+    suppressed = record.names.suppressed(np.vstack([strikes.names[is_gone], strikes.subjects, contents]))
     marks = [(row.tobytes(), now()[:10]) for row in suppressed]
     counts = target.samples.cell_rows(plan.shards, plan.slices)
     record.samples_are(None)
@@ -196,16 +196,15 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
     record.samples_are(target.samples)
 
 
-def _gone_contents(record: Record, strikes: Strikes, target: Target) -> Names:
+def _gone_contents(record: Record, contents: Names, left: Samples) -> Names:
     """Return the contents that no sample has any more, where names are given ids that do not say them.
 
     Not those of amended rows, which were replaced rather than forgotten.
     """
-    contents = strikes.contents[target.samples.find(strikes.names) < 0]
     known = contents[contents.any(axis=1)]
     if record.plan.naming == "content":
         return known[:0]
-    held = target.samples.contents[among(target.samples.contents, known)]
+    held = left.contents[among(left.contents, known)]
     return np.unique(known[~among(known, held)], axis=0)
 
 

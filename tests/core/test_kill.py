@@ -369,7 +369,8 @@ def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(n
 def test_a_fit_finishes_a_batch_that_amends_and_admits(scratch):
     case = batch_case()
     base, twin = with_twins(case, scratch)
-    for _, folder in kill_points(base, case.serve, scratch, ["after commit accept", "after commit commit", *LATE]):
+    late = ("before commit seal", "after commit seal", "after unlink 1")
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit accept", "after commit commit", *late]):
         case.refit(folder)
         assert_finished(folder, twin, case.gone)
 
