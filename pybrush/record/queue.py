@@ -22,7 +22,7 @@ from pybrush.names import Names, as_names, rows_of
 from pybrush.record.ledger import Ledger, days_since, now
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Record
-from pybrush.record.resolve import Wish, check_amendable, empty_set, unknown_names
+from pybrush.record.resolve import Wish, check_amendable, empty_set, nothing_to_amend, unknown_names
 from pybrush.record.suppressions import suppressed
 
 Kind = Literal["ids", "subjects", "before", "amend", "admit"]
@@ -94,20 +94,20 @@ def enqueue(record: Record, ids: Sequence[Any] | None, subjects: Sequence[Any] |
         raise ForgetError("say in one way what to forget: ids=, subjects= or before=.")
     if before is not None:
         return _enqueue_older(record, day_of(before))
-    if ids is None:
-        return _enqueue_names(record, "subjects", record.names.subjects(_listed("subjects", subjects)))
+    if subjects is not None:
+        return _enqueue_names(record, "subjects", record.names.subjects(_listed("subjects", subjects, empty_set())))
     if record.plan.naming != "ids":
         raise ForgetError(
             f"this record names samples by {record.plan.naming}, so no id tells one; enqueue subjects= or before=, or "
             "pass the rows to unlearn."
         )
-    return _enqueue_names(record, "ids", record.names.samples(_listed("ids", ids)))
+    return _enqueue_names(record, "ids", record.names.samples(_listed("ids", ids, empty_set())))
 
 
 def amend(record: Record, ids: Sequence[Any]) -> int:
     """Note whose content is to be read anew (see `Record.amend`)."""
     check_amendable(record)
-    return _enqueue_names(record, "amend", record.names.samples(_listed("ids", ids)))
+    return _enqueue_names(record, "amend", record.names.samples(_listed("ids", ids, nothing_to_amend())))
 
 
 def admit(record: Record) -> int:
@@ -115,12 +115,12 @@ def admit(record: Record) -> int:
     return _enqueue_names(record, "admit", as_names([]))
 
 
-def _listed(name: str, given: Sequence[Any] | None) -> list[Any]:
+def _listed(name: str, given: Sequence[Any] | None, empty: ForgetError) -> list[Any]:
     if isinstance(given, (str, bytes)):
         raise ForgetError(f"{name}= takes a list; got {given!r}. For a single one pass [{given!r}].")
     found = list(given if given is not None else ())
     if not found:
-        raise empty_set()
+        raise empty
     return found
 
 

@@ -75,7 +75,7 @@ class Wish:
             )
         if self.subjects is not None and any(alone):
             raise ForgetError(
-                "subjects= goes alone or with a forget set given as data, not with before, missing or queued."
+                "subjects= goes alone or with a forget set given as data, not with missing, before or queued."
             )
 
     @property
@@ -197,7 +197,7 @@ def recorded_to_amend(record: Record, samples: Samples, asked: Names) -> tuple[N
     """
     check_amendable(record)
     if not len(asked):
-        raise ForgetError("the list of rows to amend is empty; name at least one.")
+        raise nothing_to_amend()
     names = counted(asked).names
     unknown = samples.find(names) < 0
     gone = suppressed(record, names[unknown])
@@ -356,6 +356,11 @@ def unknown_names(names: Names, asked: int, what: str = "samples", aim: str = "f
         f"{len(names)} of {asked} {what} to {aim} are not in the record (pseudonyms {shown(names)}). Nothing was "
         "touched. Pass them exactly as in training: the same ids of the same type, or the same raw rows with labels."
     )
+
+
+def nothing_to_amend() -> ForgetError:
+    """Return the error for a list of rows to amend that names nothing."""
+    return ForgetError("the list of rows to amend is empty; name at least one.")
 
 
 def empty_set() -> ForgetError:

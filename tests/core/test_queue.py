@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -20,7 +20,7 @@ from pybrush.errors import (
     UnknownSamplesError,
     UnsupportedError,
 )
-from pybrush.record import Record
+from pybrush.record import Record, queue
 from pybrush.record.resolve import Wish
 from pybrush.request import Roster
 from tests import reference
@@ -492,8 +492,42 @@ def test_entries_for_which_there_is_nothing_to_do_are_served_without_a_request(f
 
 
 def test_what_is_to_be_amended_and_unknown_is_refused_with_that_word(folder):
-    with opened(folder) as record, pytest.raises(UnknownSamplesError, match="1 of 1 samples to amend"):
-        record.amend(["stranger"])
+    with opened(folder) as record:
+        with pytest.raises(UnknownSamplesError, match="1 of 1 samples to amend"):
+            record.amend(["stranger"])
+        with pytest.raises(ForgetError, match="rows to amend is empty"):
+            record.amend([])
+
+
+def test_a_request_that_is_made_again_on_another_day_is_the_same(folder, monkeypatch):
+    learner = NumpyLearner([0.0] * 3)
+    roster, asked = dated(changed_rows(), MORE_IDS, MORE_OWNERS, None), Wish(admits=True)
+    learner.fail_at = first_stage_of(folder, 5)
+    with opened(folder) as record:
+        sources = Sources(learner, changed_rows(), roster(record.names))
+        with pytest.raises(ArithmeticError):
+            forget.unlearn(record, sources, asked, aggregate=lambda _: None)
+        learner.fail_at = None
+        monkeypatch.setattr("pybrush.record.joining.now", lambda: "2999-01-01T00:00:00Z")
+        result = forget.unlearn(record, sources, asked, aggregate=lambda _: None)
+        assert (result.request, result.admitted, len(record.requests)) == (1, 6, 1)
+    assert max(row["day"] for row in reader.read_record(folder)["tables"]["samples"]) < day_of("2999-01-01")
+
+
+def test_whoever_is_forgotten_while_an_entry_waits_for_the_lock_is_not_written_down_again(folder, monkeypatch):
+    lock = queue.coordinator_lock
+
+    @contextmanager
+    def late(place):
+        monkeypatch.setattr(queue, "coordinator_lock", lock)
+        serve(folder, by_ids([IDS[5]]))
+        with lock(place):
+            yield
+
+    monkeypatch.setattr(queue, "coordinator_lock", late)
+    with opened(folder) as record, pytest.raises(ForgetError, match="all 1 were forgotten before"):
+        record.enqueue(ids=[IDS[5]])
+    assert reference.files_holding(folder, [name_of(5)]) == []
 
 
 # What tells of it
