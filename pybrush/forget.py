@@ -46,6 +46,7 @@ from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
 from pybrush.record.fingerprint import check_same, plain
 from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.queue import close_unneeded, drawn, is_served_by, waiting_entries, waiting_note
 from pybrush.record.record import Record
 from pybrush.record.resolve import Resolution, Wish, resolve
 from pybrush.record.samples import Holdings, Samples, hold
@@ -108,6 +109,8 @@ def fit(
     if unfinished(record):  # else no lock: any number of processes may build a first fit together
         with request_lock(record.folder):
             _finish_open(record, sources)
+    for note in waiting_note(record.ledger):
+        _log.warning("%s", note)
     samples = record.samples()
     stages = record.graph()
     todo = missing_stages(record, stages)
@@ -174,25 +177,12 @@ def unlearn(
     with request_lock(record.folder):
         if dry_run:
             resolution, work = _intended(record, sources, wish)
-            return foretold(record, resolution, None if work is None else work.target, wish.purge)
-        tidy(record)
-        waiting = open_request(record)
-        if waiting is not None:
-            same = _names_same(record, sources, wish, waiting)
-            if same:
-                set_purge(record, waiting.number, wish.purge)
-            result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
-            if same:
-                return result
-        resolution, work = _intended(record, sources, wish)
-        if work is None:
-            load_last(record, sources.learner)
-            removed = record.settle() if wish.purge == "delete" else ()
-            return replace(unchanged(record, resolution, removed), model=aggregate(record))
-        request = accept(record, work.change, work.target, wish.purge)
-        result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
-    audit = {**result.audit, "equal_rows_left": resolution.equal}
-    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
+            result = foretold(record, resolution, None if work is None else work.target, wish.purge)
+        else:
+            tidy(record)
+            result = _served(record, sources, wish, aggregate)
+    left = () if dry_run and wish.queued else waiting_note(record.ledger)
+    return replace(result, notes=(*result.notes, *left))
 
 
 def check_guarantee(method: str, guarantee: object) -> None:
@@ -252,13 +242,37 @@ def _finish_open(record: Record, sources: Sources) -> None:
         _serve(record, sources, waiting, None, lambda _: None)
 
 
+def _served(record: Record, sources: Sources, wish: Wish, aggregate: Callable[[Record], Any]) -> UnlearnResult:
+    """Finish what is open, then do what a wish asks, unless that was the same."""
+    waiting = open_request(record)
+    if waiting is not None:
+        same = _names_same(record, sources, wish, waiting)
+        if same:
+            set_purge(record, waiting.number, wish.purge)
+        result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
+        if same:
+            return result
+    resolution, work = _intended(record, sources, wish)
+    if work is None:
+        close_unneeded(record, resolution.entries)
+        load_last(record, sources.learner)
+        removed = record.settle() if wish.purge == "delete" else ()
+        return replace(unchanged(record, resolution, removed), model=aggregate(record))
+    request = accept(record, work.change, work.target, resolution.entries, wish.purge)
+    result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
+    audit = {**result.audit, "equal_rows_left": resolution.equal}
+    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
+
+
 def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenRequest) -> bool:
     """Whether a wish names the multiset of a request that is not finished.
 
     Resolved against the record as it was when that request came, so that the rerun of a request that was
     killed after its commit does not strike one more copy.
     """
-    samples = record.samples()
+    if wish.queued:
+        return is_served_by(record.ledger, waiting.number) and not waiting_entries(record.ledger)
+    samples, wish = record.samples(), drawn(record, wish)
     if waiting.state == "pending":
         return resolve(record, samples, hold(samples, sources.roster), wish).change.same_request(waiting.change)
     known, rest = waiting.change, wish
@@ -288,7 +302,7 @@ class _Work:
 
 def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, _Work | None]:
     """Resolve a wish and say what the record would become; None where nothing is left to change."""
-    samples = record.samples()
+    samples, wish = record.samples(), drawn(record, wish)
     holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing, new_asked=wish.admits)
     resolution = resolve(record, samples, holdings, wish)
     found = resolution.change
@@ -325,6 +339,7 @@ def _serve(
         forgotten=int(outcome["rows"]),
         amended=int(outcome["amended"]),
         admitted=int(outcome["admitted"]),
+        entries=tuple(entry.number for entry in record.queue if entry.request == request.number),
         notes=left_notes(audit),
         salt=salt[0][0].hex() if salt else "",
         committed=tuple(part.hex() for part in request.change.committed()) if salt else (),

@@ -95,6 +95,7 @@ def _priced(record: Record, target: Target, resolution: Resolution) -> UnlearnRe
         forgotten=resolution.change.forgotten,
         amended=resolution.change.amended,
         admitted=resolution.change.admitted,
+        entries=resolution.entries,
         notes=(*full_retrain_note(todo, target.stages), *notes_on(resolution)),
     )
 
@@ -116,6 +117,7 @@ def unchanged(record: Record, resolution: Resolution, removed: Sequence[str] = (
         record=record.folder,
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
+        entries=resolution.entries,
         notes=(f"{_why_nothing(resolution)}; nothing was left to do", *left_notes(audit)),
     )
 
@@ -129,7 +131,7 @@ def _why_nothing(resolution: Resolution) -> str:
     if resolution.barred is not None:
         forgotten = f" ({resolution.barred} that are not recorded were forgotten)" if resolution.barred else ""
         why.append(f"no row of the data set is new{forgotten}")
-    return "; ".join(why) or "no recorded row is absent"
+    return "; ".join(why) or resolution.nothing
 
 
 def notes_on(resolution: Resolution) -> tuple[str, ...]:

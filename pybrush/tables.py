@@ -74,6 +74,7 @@ def show_result(result: UnlearnResult) -> None:
         ("rows forgotten", f"{result.forgotten:,}"),
         *([("rows amended", f"{result.amended:,}")] if result.amended else []),
         *([("rows admitted", f"{result.admitted:,}")] if result.admitted else []),
+        *([("entries of the queue", ", ".join(map(str, result.entries)))] if result.entries else []),
         *_guaranteed(result),
         ("method", result.method),
         ("stages rebuilt", f"{cost.stages_rebuilt} of {cost.stages}"),
@@ -83,6 +84,19 @@ def show_result(result: UnlearnResult) -> None:
         *([("receipt", f"{result.salt} (part of the receipt; kept nowhere else)")] if result.salt else []),
         *(("note", note) for note in result.notes),
     ])  # fmt: skip
+
+
+def show_entry(record: Record, number: int) -> None:
+    """Show an entry that has just come into the queue, and how it is served."""
+    waiting = [entry for entry in record.queue if entry.state == "waiting"]
+    entry = next(entry for entry in waiting if entry.number == number)
+    _show("waiting", [
+        ("record", record.folder),
+        ("entry", number),
+        ("rows in the model", "those that are new when it is served" if entry.kind == "admit" else f"{entry.rows:,}"),
+        ("waiting in all", f"{len(waiting)} entries; what they name stays in the model until they are served"),
+    ])  # fmt: skip
+    show_line(f"to serve them:  pybrush unlearn record={record.folder} forget.queued=true guarantee=exact")
 
 
 _AUDIT = {
@@ -108,6 +122,7 @@ def show_verification(record: Record, found: Verification, receipt: Receipt | No
         ("rows", f"{found.rows:,}"),
         ("events", f"{found.events} in an unbroken chain"),
         ("unfinished requests", _listed(found.pending)),
+        ("waiting in the queue", _listed(found.queued)),
         ("stages to be collected", len(found.unwanted)),
         ("files of user code", found.artefacts),
         *([("receipt", f"of request {receipt.request}, {receipt.state}: {receipt.rows:,} rows, accepted "
@@ -162,6 +177,7 @@ def show_info(found: RecordInfo) -> None:
         ("marks of the forgotten", f"{marks.count:,}" + (f", the oldest of {marks.oldest}" if marks.oldest else "")),
         ("requests", ", ".join(states) or "none"),
         *(row for request in found.requests for row in _request_rows(found.folder, request)),
+        *_queue_rows(found),
     ])  # fmt: skip
 
 
@@ -175,6 +191,19 @@ def _request_rows(folder: str, request: HeldRequest) -> Rows:
         "cancel": f"or withdraw it: Record.open({folder!r}).cancel({request.number})",
     }
     yield from (("", ways[way]) for way in request.ways_out)
+
+
+def _queue_rows(found: RecordInfo) -> Rows:
+    """Tell of the entries that are not served; the others stand behind their requests."""
+    open_entries = [entry for entry in found.queue if entry.days is not None]
+    yield "queue", f"{len(open_entries)} of {len(found.queue)} entries are not served" if found.queue else "empty"
+    for entry in open_entries:
+        what = "new rows" if entry.kind == "admit" else f"{entry.kind}, {entry.rows:,} rows"
+        where = "waits" if entry.request is None else f"is taken by request {entry.request}"
+        yield f"entry {entry.number}", f"{where}, {entry.days} days old; {what}; since {entry.enqueued}"
+    if any(entry.request is None for entry in open_entries):
+        yield "", "serve them: unlearn(queued=True)"
+        yield "", f"or take one out: Record.open({found.folder!r}).withdraw(ENTRY)"
 
 
 def show_line(text: str) -> None:

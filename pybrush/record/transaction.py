@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from pybrush.record.collect import remove_unwanted, seal
 from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.queue import put_back, queued_subjects, settle, take
 from pybrush.record.record import Record, RequestInfo
 from pybrush.record.samples import Samples, change_samples
 
@@ -134,14 +135,25 @@ def tidy(record: Record) -> None:
         record.ledger.remove_journal()
 
 
-def accept(record: Record, change: Change, target: Target, purge: Purge = "delete") -> OpenRequest:
-    """Write a request down before anything is done for it; from here it will be finished or cancelled."""
+def accept(
+    record: Record, change: Change, target: Target, entries: Sequence[int] = (), purge: Purge = "delete"
+) -> OpenRequest:
+    """Write a request down before anything is done for it; from here it will be finished or cancelled.
+
+    Args:
+        record: the record.
+        change: what the request strikes and records.
+        target: what the record becomes.
+        entries: the entries of the queue that it serves.
+        purge: what becomes of registered files of the stages that it takes.
+    """
     salt = secrets.token_bytes(16)
     with coordinator_lock(record.folder):
         number = max((request.number for request in record.requests), default=0) + 1
         make_folder(record.folder / "pending")
         commitment = change.commitment(salt)
         with _pending_written(record, number, change), record.ledger.writing("accept"):
+            take(record.ledger, entries, number)
             record.ledger.change(
                 "INSERT INTO requests (number, state, method, commitment, rows, accepted, purge) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -171,15 +183,20 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
     """Make the rebuilt record the record, in one transaction: rows out and in, suppressions in, release written."""
     strikes, plan = request.change.strikes, record.plan
     is_gone = target.samples.find(strikes.names) < 0
-    contents = _gone_contents(record, strikes.contents[is_gone], target.samples)
-    suppressed = record.names.suppressed(np.vstack([strikes.names[is_gone], strikes.subjects, contents]))
-    marks = [(row.tobytes(), now()[:10]) for row in suppressed]
+    gone, contents = strikes.names[is_gone], _gone_contents(record, strikes.contents[is_gone], target.samples)
+    lost = np.vstack([gone, strikes.subjects, strikes.orphans])
     counts = target.samples.cell_rows(plan.shards, plan.slices)
     record.samples_are(None)
     with coordinator_lock(record.folder), record.ledger.writing("commit"):
         ledger = record.ledger
         change_samples(ledger, before, target.samples, request.change)
-        ledger.change_many("INSERT OR IGNORE INTO suppressions VALUES (?, ?)", marks)
+        queued = among(strikes.orphans, as_names(queued_subjects(ledger)))  # they asked too, and wait no longer
+        marked = record.names.suppressed(np.vstack([gone, contents, strikes.subjects, strikes.orphans[queued]]))
+        since = now()[:10]
+        ledger.change_many(
+            "INSERT OR IGNORE INTO suppressions VALUES (?, ?)", ((row, since) for row in rows_of(marked))
+        )
+        settle(ledger, request.number, lost)
         ledger.change("DELETE FROM cells")
         ledger.change_many(
             "INSERT INTO cells VALUES (?, ?, ?, ?)",
@@ -246,5 +263,6 @@ def _withdraw(record: Record, number: int) -> None:
     with record.ledger.writing("cancel"):
         record.ledger.change("UPDATE requests SET state = 'cancelled' WHERE number = ?", (number,))
         record.ledger.change("DELETE FROM salts WHERE request = ?", (number,))
+        put_back(record.ledger, number)
         record.ledger.set_wanted(stage.key for stage in record.graph())
         record.ledger.append_event("cancelled", request=number)

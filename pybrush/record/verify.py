@@ -14,6 +14,7 @@ from pybrush.record.check_ledger import check_cells, check_declarations, check_h
 from pybrush.record.check_leftovers import check_artefacts, check_files, check_open_request
 from pybrush.record.check_stages import check_digests, check_initial, check_manifests, check_release, check_sizes
 from pybrush.record.ledger import check_events, days_since
+from pybrush.record.queue import check_queue, waiting_entries
 from pybrush.record.record import Record
 from pybrush.record.samples import read_samples
 from pybrush.record.transaction import unfinished
@@ -45,6 +46,7 @@ class Verification:
         depth: how much was looked at.
         unopened: stages, of those, whose encrypted files match their manifests and were not opened, since the key ring
             is not in its place.
+        queued: entries of the queue that wait, "number: kind, rows, n days old": what was asked is not done yet.
     """
 
     stages: int
@@ -56,11 +58,12 @@ class Verification:
     artefacts: int
     depth: Depth = "digests"
     unopened: int = 0
+    queued: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is missing, pending or unwanted."""
-        return not (self.missing or self.pending or self.unwanted)
+        """Whether nothing is missing, pending, unwanted or waiting in the queue."""
+        return not (self.missing or self.pending or self.unwanted or self.queued)
 
     @property
     def not_looked_at(self) -> tuple[str, ...]:
@@ -74,6 +77,7 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
     events = check_events(record.ledger)
     check_history(record)
     check_declarations(record)
+    check_queue(record.ledger)
     check_plan(record)
     check_cells(record)
     stages = record.graph()
@@ -99,6 +103,10 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
         artefacts=check_artefacts(record, wanted),
         depth=depth,
         unopened=sum(not record.store.can_open(key) for key in built),
+        queued=tuple(
+            f"{entry.number}: {entry.kind}, {entry.rows} rows, {entry.days} days old"
+            for entry in waiting_entries(record.ledger)
+        ),
     )
 
 
