@@ -15,7 +15,7 @@ from tests import reference
 from tests.core import format_reader as reader
 from tests.core import test_kill
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids
-from tests.core.test_kill import JOURNAL, cancel, files_in, id_case, kill_points, queue_case, with_twins
+from tests.core.test_kill import cancel, files_in, id_case, kill_points, queue_case, with_twins
 
 scratch = test_kill.scratch
 
@@ -108,7 +108,6 @@ def test_a_fit_after_a_kill_finishes_what_was_accepted_and_leaves_what_waits(scr
         case.refit(folder)
         if not accepted:
             assert states_of(folder) == [("waiting", None)] * 4
-            (folder / JOURNAL).unlink(missing_ok=True)
             assert_same_record(folder, base)
         else:
             assert_served(folder, twin, case)
