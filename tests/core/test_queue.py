@@ -501,10 +501,11 @@ def test_what_is_to_be_amended_and_unknown_is_refused_with_that_word(folder):
 
 def test_a_request_that_is_made_again_on_another_day_is_the_same(folder, monkeypatch):
     learner = NumpyLearner([0.0] * 3)
-    roster, asked = dated(changed_rows(), MORE_IDS, MORE_OWNERS, None), Wish(admits=True)
+    roster = dated(changed_rows(), MORE_IDS, MORE_OWNERS, None)
     learner.fail_at = first_stage_of(folder, 5)
     with opened(folder) as record:
         sources = Sources(learner, changed_rows(), roster(record.names))
+        asked = Wish(amended=record.names.samples([IDS[2], IDS[11]]), admits=True)
         with pytest.raises(ArithmeticError):
             forget.unlearn(record, sources, asked, aggregate=lambda _: None)
         learner.fail_at = None
