@@ -327,6 +327,7 @@ def _serve(
         admitted=int(outcome["admitted"]),
         notes=left_notes(audit),
         salt=salt[0][0].hex() if salt else "",
+        committed=tuple(part.hex() for part in request.change.committed()) if salt else (),
     )
 
 

@@ -32,9 +32,10 @@ def exact_guarantee(record: Record, stages: Iterable[Stage], change: Change | No
     """
     manifests = [record.store.manifest(stage.key) for stage in stages if record.store.has(stage.key)]
     differences = environment_differences(manifest.environment for manifest in manifests)
+    found = [one for manifest in manifests for one in manifest.notes.get("assumptions", ())]
     amended, admitted = (False, False) if change is None else (change.amended > 0, change.admitted > 0)
     reference = REFERENCE + AMENDED * amended + ADMITTED * admitted
-    return Exact(reference, differences, assumptions_of(record))
+    return Exact(reference, differences, assumptions_of(record, found))
 
 
 def cost_of(record: Record, stages: tuple[Stage, ...], rebuilt: list[Stage]) -> UnlearnCost:

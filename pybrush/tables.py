@@ -13,6 +13,8 @@ from pybrush.plan import epochs_per_slice, forecast
 from pybrush.plan.forecast import Price, Sizes
 from pybrush.record import Record, RecordInfo, Verification
 from pybrush.record.info import HeldRequest
+from pybrush.record.receipt import Receipt
+from pybrush.replay import Replay, StageReplay
 from pybrush.result import UnlearnResult
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def show_result(result: UnlearnResult) -> None:
         ("row visits", f"{cost.visits:,}; a retrain: {cost.retrain_visits:,}"),
         ("seconds of training", f"{cost.seconds:.1f}; a retrain: {cost.retrain_seconds:.1f}"),
         *((name, _listed(audit[key])) for key, name in _AUDIT.items() if key in audit),
-        *([("receipt", f"{result.salt} (opens the request's commitment; kept nowhere else)")] if result.salt else []),
+        *([("receipt", f"{result.salt} (part of the receipt; kept nowhere else)")] if result.salt else []),
         *(("note", note) for note in result.notes),
     ])  # fmt: skip
 
@@ -94,11 +96,13 @@ _AUDIT = {
 }
 
 
-def show_verification(record: Record, found: Verification) -> None:
-    """Show what was found to be true of a record."""
+def show_verification(record: Record, found: Verification, receipt: Receipt | None = None) -> None:
+    """Show what was found to be true of a record, and of which request a receipt is."""
+    matching = "fit the graph" if found.depth == "manifests" else "match their manifests"
     _show("clean" if found.is_clean else "not finished", [
         ("record", record.folder),
-        ("stages", f"{found.stages} match their manifests"),
+        ("depth", found.depth),
+        ("stages", f"{found.stages} {matching}"),
         *([("of these not opened", f"{found.unopened}: the key ring is not here")] if found.unopened else []),
         ("stages to be built", len(found.missing)),
         ("rows", f"{found.rows:,}"),
@@ -106,7 +110,33 @@ def show_verification(record: Record, found: Verification) -> None:
         ("unfinished requests", _listed(found.pending)),
         ("stages to be collected", len(found.unwanted)),
         ("files of user code", found.artefacts),
+        *([("receipt", f"of request {receipt.request}, {receipt.state}: {receipt.rows:,} rows, accepted "
+                       f"{receipt.accepted}, sealed {receipt.sealed}")] if receipt else []),
+        ("not looked at", _listed(found.not_looked_at)),
     ])  # fmt: skip
+
+
+def show_replay(found: Replay) -> None:
+    """Show what came of training stages again."""
+    allowed = found.tolerance
+    _show("does not replay" if found.outcome == "mismatch" else "replayed", [
+        ("stages", f"{len(found.stages)} of {found.of} trained again, each from its parent's stored state"),
+        ("tolerance of a tensor", f"{allowed.absolute:g} + {allowed.relative:g} x its largest number"),
+        *(row for stage in found.stages for row in _stage_rows(stage)),
+    ])  # fmt: skip
+
+
+def _stage_rows(stage: StageReplay) -> Rows:
+    yield f"shard {stage.shard}, slice {stage.slice}", f"{stage.outcome}; {stage.rows:,} rows, {stage.seconds:.1f} s"
+    for group in stage.groups:
+        if group.differing:
+            far = f"by up to {group.absolute:.1e}, {group.relative:.1e} of the largest number"
+            yield "", f"{group.name}: {group.differing} of {group.tensors} tensors differ, {far}"
+    if stage.places:
+        yield "", f"differs where no tolerance holds: {', '.join(stage.places)}"
+    yield from (("but for", difference) for difference in stage.environment)
+    if stage.environment and stage.outcome == "mismatch":
+        yield "", "rounding of another environment grows with training: replay under the recorded one to be sure"
 
 
 def show_info(found: RecordInfo) -> None:

@@ -136,7 +136,7 @@ def joining_rows(record: Record, samples: Samples, roster: Roster, forgotten: St
     # Of the rows that may be used the first are those that the record counts already, whichever these are.
     starts = np.cumsum(counts) - counts
     before: Ints = np.cumsum(usable) - usable
-    joins = usable & (before - before[starts][name] >= held[name]) if len(rows) else usable
+    joins = usable & (before - before[starts][name] >= held[name])
     joining = np.zeros(len(new), dtype=bool)
     joining[name[joins]] = True
     barred = int((counts - held).sum() - joins.sum())

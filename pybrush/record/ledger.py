@@ -107,8 +107,11 @@ class Ledger:
                 for name, (value, _) in _SETTINGS.items():
                     self._connection.execute(f"PRAGMA {name}={value}").fetchall()
                 self._connection.execute(f"PRAGMA cache_size={_CACHE}")
-                version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-                tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+                with self.snapshot():
+                    version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+                    tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+                    page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
+                    rest = self.path.stat().st_size % page_bytes
         except sqlite3.DatabaseError as error:
             reason = f"{self.path} is not a readable ledger ({error}); restore it from a backup."
             raise CorruptRecordError(reason) from error
@@ -118,7 +121,8 @@ class Ledger:
                 "Use the release of PyBrush that wrote it, or its migration."
             )
         lacking = set(re.findall(r"CREATE TABLE (\w+)", _TABLES)) - tables
-        if lacking:
+        if lacking or rest:  # SQLite takes what is missing of the last page for zeros
+            lacking |= {"the end of its last page"} if rest else set()
             raise CorruptRecordError(f"{self.path} lacks {', '.join(sorted(lacking))}; restore it from a backup.")
 
     @classmethod

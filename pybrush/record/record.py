@@ -30,6 +30,7 @@ from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
     from pybrush.record.info import RecordInfo
+    from pybrush.record.receipt import Receipt
     from pybrush.record.verify import Depth, Verification
 
 OrderKind = Literal["shuffled", "sequential"]
@@ -306,6 +307,17 @@ class Record:
 
         return verify(self, depth)
 
+    def check_receipt(self, path: str | Path) -> Receipt:
+        """Check what `result.write_receipt` wrote against the chain of events; tell of which request it is.
+
+        Raises:
+            RecordError: where the file is no receipt, or opens no request of this record.
+            CorruptRecordError: where the chain is broken.
+        """
+        from pybrush.record.receipt import check_receipt
+
+        return check_receipt(self, Path(path))
+
     def cancel(self, request: int) -> None:
         """Withdraw a pending request; the stages built for it are removed, the model stays as it was.
 
@@ -329,6 +341,30 @@ class Record:
         from pybrush.adapters import adapter_of
 
         return adapter_of(module).aggregate(self, module)
+
+    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model to deploy into a folder: weights and a description, nothing else of the record.
+
+        Each file of weights is registered with its stage, like a checkpoint: a later request that replaces the stage
+        removes it. Copies of the folder are out of reach.
+
+        Args:
+            folder: a new or empty folder outside of the record.
+            overwrite: replace an earlier export in the folder; other files in it stay.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigurationError: for a folder that is not empty, or lies in the record.
+            RecordError: where a constituent is not built yet.
+            LockedError: where another process serves a request.
+            MissingExtraError: where the framework is not installed.
+        """
+        from pybrush.adapters import adapter_named
+
+        written: Path = adapter_named(self.plan.adapter).export(self, folder, overwrite=overwrite)
+        return written
 
 
 def write_plan(ledger: Ledger, plan: RecordPlan) -> None:

@@ -90,9 +90,10 @@ class Samples:
         at = self.find(others.names)
         copies = self.copies.copy()
         copies[at[at >= 0]] += others.copies[at >= 0]
-        parts = [(getattr(replace(self, copies=copies), f.name), getattr(others, f.name)) for f in fields(Samples)]
-        order = ascending(np.vstack([self.names, others.names[at < 0]]))
-        return Samples(*(np.concatenate([own, more[at < 0]])[order] for own, more in parts))
+        own, new = replace(self, copies=copies), at < 0
+        order = ascending(np.vstack([self.names, others.names[new]]))
+        columns = ((getattr(own, f.name), getattr(others, f.name)) for f in fields(Samples))
+        return Samples(*(np.concatenate([mine, more[new]])[order] for mine, more in columns))
 
     def where(self, mask: NDArray[np.bool_]) -> Samples:
         """Return the samples that a mask of shape (n,) selects."""

@@ -169,9 +169,9 @@ class StageStore:
         try:
             make_folder(aside)
             files = self.vault.new_files(manifest.key, aside)
-            states.save(aside, state, files.write, None if manifest.key == "initial" else self.initial)
-            # Read back from the disk: what could not be opened again is noticed while the model still holds it.
-            sha256 = states.state_sha256(aside, files.read)
+            sha256 = states.save(aside, state, files.write, None if manifest.key == "initial" else self.initial)
+            if states.state_sha256(aside, files.read) != sha256:
+                raise CorruptRecordError(f"what was read back from {aside} is not what was written; look at the disk.")
             values = {**asdict(manifest), "sha256": sha256, "encryption": files.note()}
             write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
             sync_folder(aside)

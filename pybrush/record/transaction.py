@@ -197,7 +197,10 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
 
 
 def _gone_contents(record: Record, contents: Names, left: Samples) -> Names:
-    """Return the contents that no sample has any more, where names are given ids that do not say them."""
+    """Return the contents that no sample has any more, where names are given ids that do not say them.
+
+    Not those of amended rows, which were replaced rather than forgotten.
+    """
     known = contents[contents.any(axis=1)]
     if record.plan.naming == "content":
         return known[:0]

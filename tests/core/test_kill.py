@@ -355,7 +355,7 @@ def test_a_rerun_may_be_killed_at_any_step_as_well(first, scratch):
             assert_finished(folder, twin, case.gone)
 
 
-@pytest.mark.parametrize("name", ["ids", "subject", "batch"])
+@pytest.mark.parametrize("name", ["ids", "subject"])
 def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(name, scratch):
     case = CASES[name]()
     base, twin = with_twins(case, scratch)
@@ -364,6 +364,15 @@ def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(n
             accepted = bool(record.requests)
         case.refit(folder)
         assert_finished(folder, *((twin, case.gone) if accepted else (base, [])))
+
+
+def test_a_fit_finishes_a_batch_that_amends_and_admits(scratch):
+    case = batch_case()
+    base, twin = with_twins(case, scratch)
+    late = ("before commit seal", "after commit seal", "after unlink 1")
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit accept", "after commit commit", *late]):
+        case.refit(folder)
+        assert_finished(folder, twin, case.gone)
 
 
 @pytest.mark.parametrize("name", ["ids", "batch"])

@@ -38,7 +38,7 @@ from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.processes import paused
 from tests.core.small_record import IDS, SUBJECTS, N, cell_of, made, shard_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
-from tests.core.untouched import untouched
+from tests.untouched import untouched
 
 
 @contextmanager
