@@ -14,23 +14,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pybrush.build import Sources, build, check_rows, holdings_of, missing_stages
-from pybrush.errors import FingerprintError, ForgetError, GuaranteeError, RecordError
-from pybrush.guarantee import Budget, as_plain
+from pybrush.build import Sources, build, check_rows, due_stages, holdings_of, missing_stages
+from pybrush.chain import is_met
+from pybrush.edit import Edit, check_edit, coming_states, make_states
+from pybrush.errors import FingerprintError, ForgetError, RecordError
+from pybrush.guarantee import as_plain
 from pybrush.learner import Learner
+from pybrush.method import Terms
 from pybrush.names import Namer
-from pybrush.outcome import cost_of, exact_guarantee, foretold, full_retrain_note, notes_on, rebuilt, unchanged
+from pybrush.outcome import Prospect, cost_of, foretold, full_retrain_note, inexact_note, notes_on, rebuilt, unchanged
 from pybrush.plan.graph import Stage
 from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
 from pybrush.record.fingerprint import check_same, plain
 from pybrush.record.locks import coordinator_lock, request_lock
 from pybrush.record.record import Record
-from pybrush.record.resolve import Resolution, Wish, resolve
+from pybrush.record.releases import FIT, is_rebuild, short_name, write_release
+from pybrush.record.resolve import NOTHING, Resolution, Wish, resolve
 from pybrush.record.samples import Holdings, Samples, hold
 from pybrush.record.store import Manifest
 from pybrush.record.transaction import (
-    METHOD,
     OpenRequest,
     Target,
     accept,
@@ -40,12 +43,23 @@ from pybrush.record.transaction import (
     target_of,
     tidy,
     unfinished,
-    write_release,
 )
 from pybrush.request import Roster, Strikes
 from pybrush.result import UnlearnCost, UnlearnResult
+from pybrush.standing import (
+    Standing,
+    current_guarantee,
+    guarantee_of,
+    is_served,
+    say_replaced,
+    standing_after,
+    terms_to_finish,
+)
 
 _log = logging.getLogger(__name__)
+
+DEFAULT_TERMS = Terms()
+"""What a request hits is rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,8 @@ def fit(
             _finish_open(record, sources)
     samples = record.samples()
     stages = record.graph()
-    todo = missing_stages(record, stages)
+    todo = due_stages(record, stages, record.stand_ins())
+    say_replaced(record, stages)
     holdings = holdings_of(record, samples, sources.roster)
     check_rows(record, samples, holdings, sources, todo)
     built = learner.session(lambda: build(record, sources, samples, holdings, todo))
@@ -128,67 +143,48 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
 
 
 def unlearn(
-    record: Record, sources: Sources, wish: Wish, *, aggregate: Callable[[Record], Any], dry_run: bool = False
-) -> UnlearnResult:
-    """Forget what a wish names, exactly, by rebuilding the stages that saw it.
+    record: Record, sources: Sources, wish: Wish | None, *, aggregate: Callable[[Record], Any],
+    terms: Terms = DEFAULT_TERMS, dry_run: bool = False,
+) -> UnlearnResult:  # fmt: skip
+    """Forget what a wish names, by rebuilding the stages that saw it or by an approximate method.
+
+    What was forgotten before, and under as strong a guarantee as is asked for now, is not forgotten again; under a
+    weaker one, what falls short is rebuilt.
 
     Args:
         record: the opened record, its fingerprint already compared.
         sources: learner, data and names of its rows.
-        wish: what to forget.
+        wish: what to forget; None: nothing more, for terms that ask more of what was forgotten before.
         aggregate: makes the model to hand out, after the constituent was loaded.
+        terms: by which method, and under which guarantee.
         dry_run: only say what would be done.
 
     Raises:
         ForgetError: where nothing can be done as asked; nothing was touched.
         PyBrushError: from training; the model is as before and the request stays pending.
     """
+    raw_ids = () if wish is None else wish.raw_ids
     with request_lock(record.folder):
         if dry_run:
-            resolution, work = _intended(record, sources, wish)
-            return foretold(record, resolution, None if work is None else work.target)
+            resolution, work = _intended(record, sources, wish, terms)
+            return foretold(record, resolution, work.prospect(terms) if work else None)
         tidy(record)
         waiting = open_request(record)
         if waiting is not None:
             same = _names_same(record, sources, wish, waiting)
-            result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
-            if same:
+            finishing = terms_to_finish(record, waiting, terms)
+            result = _serve(record, sources, waiting, raw_ids if same else None, aggregate, finishing)
+            if same and is_met(result.guarantee, terms.guarantee):
                 return result
-        resolution, work = _intended(record, sources, wish)
+            wish = None if same else wish  # resolved again it could name one more of several copies
+        resolution, work = _intended(record, sources, wish, terms)
         if work is None:
             load_last(record, sources.learner)
             return replace(unchanged(record, resolution), model=aggregate(record))
-        request = accept(record, resolution.strikes, work.target)
-        result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
-    return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes_on(resolution))
-
-
-def check_guarantee(method: str, guarantee: object) -> None:
-    """Check that what was asked for can be met by a rebuild.
-
-    Raises:
-        GuaranteeError: where another method, or a weaker guarantee than exact, is asked for.
-    """
-    if method not in ("auto", METHOD):
-        raise GuaranteeError(f"method={method!r} is not known to this version; use method='auto' or 'rebuild'.")
-    if guarantee not in (None, "exact") and not isinstance(guarantee, Budget):
-        raise GuaranteeError(f"guarantee must be None, 'exact' or a Budget(epsilon, delta); got {guarantee!r}.")
-
-
-def check_auto(record: Record, method: str, guarantee: object) -> None:
-    """Refuse method="auto" where it would choose an approximate method.
-
-    With one shard and one slice an exact request is a full retrain, which happens only when asked for.
-
-    Raises:
-        GuaranteeError: naming what to ask for.
-    """
-    whole = record.plan.shards * record.plan.slices == 1
-    if whole and method == "auto" and guarantee is None:
-        raise GuaranteeError(
-            f"{record.folder} has one shard and one slice: forgetting exactly is a full retrain, which is done only "
-            "when asked for. Pass guarantee='exact' (approximate methods are not part of this version)."
-        )
+        request = accept(record, resolution.strikes, work.target, work.standing.method, work.standing.edited)
+        result = _serve(record, sources, request, raw_ids, aggregate, terms, work)
+    notes = (*notes_on(resolution), *result.notes)
+    return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes)
 
 
 def load_last(record: Record, learner: Learner) -> str | None:
@@ -215,17 +211,25 @@ def _read_once(roster_of: Callable[[Namer], Roster]) -> Callable[[Namer], Roster
 
 def _finish_open(record: Record, sources: Sources) -> None:
     waiting = open_request(record)
-    if waiting is not None:
-        _log.warning("request %d of %s is not finished; it is served first", waiting.number, record.folder)
-        _serve(record, sources, waiting, None, lambda _: None)
+    if waiting is None:
+        return
+    if waiting.state == "pending" and not is_rebuild(waiting.method):
+        raise RecordError(
+            f"request {waiting.number} of {record.folder} waits for the method {short_name(waiting.method)!r}, which a "
+            f"fit does not have: call unlearn with it, or with guarantee='exact', or cancel({waiting.number})."
+        )
+    _log.warning("request %d of %s is not finished; it is served first", waiting.number, record.folder)
+    _serve(record, sources, waiting, None, lambda _: None, terms_to_finish(record, waiting, DEFAULT_TERMS))
 
 
-def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenRequest) -> bool:
+def _names_same(record: Record, sources: Sources, wish: Wish | None, waiting: OpenRequest) -> bool:
     """Whether a wish names the multiset of a request that is not finished.
 
     Resolved against the record as it was when that request came, so that the rerun of a request that was
     killed after its commit does not strike one more copy.
     """
+    if wish is None:
+        return not len(waiting.strikes)
     samples = record.samples()
     if waiting.state == "pending":
         found = resolve(record, samples, hold(samples, sources.roster), wish)
@@ -242,43 +246,59 @@ def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenReque
 
 @dataclass(frozen=True)
 class _Work:
-    """What a request has to do: the record as it will be, the rows at hand for it, the stages to train."""
+    """What a request has to do.
+
+    Attributes:
+        target: the record as it will be.
+        holdings: the rows at hand for it.
+        todo: the stages to train.
+        standing: what serves its shards.
+        edit: what an approximate method is to do; None where there is none, or nothing for it to do.
+    """
 
     target: Target
     holdings: Holdings
     todo: list[Stage]
+    standing: Standing
+    edit: Edit | None
+
+    def prospect(self, terms: Terms) -> Prospect:
+        """Return what a dry run tells of it."""
+        return Prospect(self.target, self.standing, terms)
 
 
-def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, _Work | None]:
-    """Resolve a wish and say what the record would become; None where nothing is left to strike."""
+def _intended(
+    record: Record, sources: Sources, wish: Wish | None, terms: Terms
+) -> tuple[Resolution, _Work | None]:  # fmt: skip
+    """Resolve a wish and say what the record would become; None where nothing is left to do."""
     samples = record.samples()
-    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing)
-    resolution = resolve(record, samples, holdings, wish)
+    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish is not None and wish.missing)
+    resolution = NOTHING if wish is None else resolve(record, samples, holdings, wish)
     found = resolution.strikes
-    if not len(found):
+    if not len(found) and is_served(record, terms.guarantee):
         return resolution, None
     strikes = replace(found, orphans=orphans_of(record, samples, found))
-    return replace(resolution, strikes=strikes), _feasible(record, sources, samples, strikes)
+    return replace(resolution, strikes=strikes), _feasible(record, sources, samples, strikes, terms)
 
 
 def _serve(
     record: Record, sources: Sources, request: OpenRequest, raw_ids: tuple[bytes, ...] | None,
-    aggregate: Callable[[Record], Any], work: _Work | None = None,
+    aggregate: Callable[[Record], Any], terms: Terms, work: _Work | None = None,
 ) -> UnlearnResult:  # fmt: skip
     """Take a request from where it stands to sealed; `work` where it was just worked out."""
     salt = record.ledger.rows("SELECT salt FROM salts WHERE request = ?", (request.number,))
     if request.state == "pending":
-        _build_and_commit(record, sources, request, work)
+        _build_and_commit(record, sources, request, terms, work)
     # Before collection, so that whatever stops that, the model in hand has forgotten.
     load_last(record, sources.learner)
     audit = collect(record, request.number, request.strikes, raw_ids)
     stages = record.graph()
-    outcome = next(info.outcome for info in record.requests if info.number == request.number)
-    last = {stage.shard for stage in stages}
+    served = next(info for info in record.requests if info.number == request.number)
+    outcome, last = served.outcome, {stage.shard for stage in stages}
     return UnlearnResult(
         model=aggregate(record),
-        guarantee=exact_guarantee(record, stages),
-        method=METHOD,
+        guarantee=current_guarantee(record),
+        method=short_name(served.method),
         request=request.number,
         cost=UnlearnCost(**outcome["cost"]),
         audit=audit,
@@ -286,24 +306,37 @@ def _serve(
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
         forgotten=int(outcome["rows"]),
+        notes=inexact_note(record, stages, record.stand_ins()),
         salt=salt[0][0].hex() if salt else "",
     )
 
 
-def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, known: _Work | None) -> None:
+def _build_and_commit(
+    record: Record, sources: Sources, request: OpenRequest, terms: Terms, known: _Work | None
+) -> None:  # fmt: skip
     samples = record.samples()
     with _as_before(record, sources.learner, request.number):
-        work = known or _feasible(record, sources, samples, request.strikes)
-        target = work.target
-        changed = rebuilt(record, target)
-        if work.todo:
+        work = known or _feasible(record, sources, samples, request.strikes, terms)
+        target, standing = work.target, work.standing
+        changed = rebuilt(record, target, standing)
+        if work.todo or work.edit:
             for note in full_retrain_note(changed, target.stages):
                 _log.info("%s", note)
-            sources.learner.session(lambda: build(record, sources, target.samples, work.holdings, work.todo))
-        cost = cost_of(record, target.stages, changed)
-        guarantee = as_plain(exact_guarantee(record, target.stages))
+            sources.learner.session(lambda: _make(record, sources, request, work))
+        made = coming_states(record, request.number, standing)
+        held = {**standing.kept, **made}
+        cost = cost_of(record, target.stages, changed, made.values())
+        guarantee = as_plain(guarantee_of(record, target.stages, held))
         outcome = {"cost": asdict(cost), "guarantee": guarantee, "rows": request.strikes.rows}
-        commit(record, request, samples, target, outcome)
+        # Not always by the method that it was accepted with: a rebuild may finish what another was to do.
+        commit(record, replace(request, method=standing.method), samples, target, outcome, held)
+
+
+def _make(record: Record, sources: Sources, request: OpenRequest, work: _Work) -> None:
+    """Train stages and run the method; call where the framework can train."""
+    build(record, sources, work.target.samples, work.holdings, work.todo)
+    if work.edit is not None:
+        make_states(record, sources, request.number, work.edit)
 
 
 @contextmanager
@@ -321,7 +354,7 @@ def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
         raise
 
 
-def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strikes) -> _Work:
+def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strikes, terms: Terms) -> _Work:
     """Return what there is to do, or refuse where the record that would come of it cannot be built."""
     target = target_of(record, samples, strikes)
     if not target.stages:
@@ -329,9 +362,14 @@ def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strik
             f"after striking {strikes.rows} of {samples.rows} rows nothing is left to train on; delete the model and "
             "its record instead."
         )
-    holdings, todo = hold(target.samples, sources.roster), missing_stages(record, target.stages)
+    standing = standing_after(record, target.stages, terms)
+    holdings, todo = hold(target.samples, sources.roster), due_stages(record, target.stages, standing.served)
     check_rows(record, target.samples, holdings, sources, todo)
-    return _Work(target, holdings, todo)
+    edit = None
+    if terms.method is not None and standing.edited:
+        edit = Edit(terms.method, standing, samples, hold(samples, sources.roster), target, holdings)
+        check_edit(record, sources, edit)
+    return _Work(target, holdings, todo, standing, edit)
 
 
 def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:
@@ -339,5 +377,5 @@ def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:
     with coordinator_lock(record.folder):
         if not record.ledger.rows("SELECT key FROM releases") and not missing_stages(record, stages):
             with record.ledger.writing("release"):
-                write_release(record, None, "fit", b"", as_plain(exact_guarantee(record, stages)), stages)
+                write_release(record, None, FIT, b"", as_plain(guarantee_of(record, stages, {})), stages, {})
                 record.ledger.append_event("fitted", stages=len(stages))

@@ -66,15 +66,20 @@ def remove_unwanted(record: Record) -> dict[str, Any]:
     absent = [path for path in doomed if not Path(path).exists()]
     for path in doomed:
         erase(Path(path))
-    stages = sorted(record.store.keys() - wanted)
-    for key in stages:
+    stages, releases = sorted(record.store.keys() - wanted), sorted(record.store.release_keys() - wanted)
+    for key in [*stages, *releases]:
         record.store.discard(key)
     record.store.sweep(wanted)
     for entry in entries(record.folder / "quarantine"):
         erase(entry)
     with record.ledger.writing("artefacts"):
         record.ledger.change("DELETE FROM artefacts WHERE stage NOT IN (SELECT key FROM wanted)")
-    return {"stages_unlinked": len(stages), "artefacts_unlinked": sorted(set(doomed) - set(absent)), "absent": absent}
+    return {
+        "stages_unlinked": len(stages),
+        "release_states_unlinked": len(releases),
+        "artefacts_unlinked": sorted(set(doomed) - set(absent)),
+        "absent": absent,
+    }
 
 
 def _search(record: Record, strikes: Strikes, raw_ids: Sequence[bytes] | None, files: list[Path]) -> dict[str, Any]:

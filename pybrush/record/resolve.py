@@ -72,6 +72,10 @@ class Resolution:
     equal: int
 
 
+NOTHING = Resolution(Strikes(_NONE, _NONE, np.zeros(0, dtype=np.int64), _NONE), already=0, equal=0)
+"""What no wish comes to."""
+
+
 def resolve(record: Record, samples: Samples, holdings: Holdings | None, wish: Wish) -> Resolution:
     """Match a wish with the samples of a record.
 

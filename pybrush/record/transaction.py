@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,27 @@ from typing import Any
 import numpy as np
 
 from pybrush.errors import CorruptRecordError, RecordError
-from pybrush.hashing import chained
 from pybrush.names import Names, as_names
-from pybrush.plan.graph import Stage, constituents
+from pybrush.plan.graph import Stage
 from pybrush.record.collect import remove_unwanted, seal
 from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
 from pybrush.record.record import Record, RequestInfo
+from pybrush.record.releases import REBUILD, commitment_of, next_release, state_keys, write_release
 from pybrush.record.samples import Samples, strike_samples
 from pybrush.request import Strikes
 
 UNFINISHED = ("pending", "committed", "collected")
-METHOD = "rebuild"
 
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """A request that is not sealed: its number, its state and what it strikes."""
+    """A request that is not sealed: its number, its state, its method with settings, and what it strikes."""
 
     number: int
     state: str
+    method: str
     strikes: Strikes
 
 
@@ -103,7 +103,7 @@ def open_request(record: Record) -> OpenRequest | None:
     for salt, commitment in record.ledger.rows(query, (request.number,)):  # none once it is collected
         if strikes.commitment(salt) != commitment:
             raise CorruptRecordError(f"{path} is not what request {request.number} was accepted with; restore it.")
-    return OpenRequest(request.number, request.state, strikes)
+    return OpenRequest(request.number, request.state, request.method, strikes)
 
 
 def tidy(record: Record) -> None:
@@ -120,8 +120,18 @@ def tidy(record: Record) -> None:
         record.store.sweep(record.ledger.wanted() | {"initial"})
 
 
-def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
-    """Write a request down before anything is done for it; from here it will be finished or cancelled."""
+def accept(
+    record: Record, strikes: Strikes, target: Target, method: str = REBUILD, edited: Iterable[int] = ()
+) -> OpenRequest:
+    """Write a request down before anything is done for it; from here it will be finished or cancelled.
+
+    Args:
+        record: the record.
+        strikes: what is forgotten.
+        target: what the record becomes.
+        method: how, with settings.
+        edited: shards of which the method makes new states.
+    """
     salt = secrets.token_bytes(16)
     with coordinator_lock(record.folder):
         number = max((request.number for request in record.requests), default=0) + 1
@@ -131,18 +141,32 @@ def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
         with record.ledger.writing("accept"):
             record.ledger.change(
                 "INSERT INTO requests (number, state, method, commitment, rows, accepted) VALUES (?, ?, ?, ?, ?, ?)",
-                (number, "pending", METHOD, commitment, strikes.rows, now()),
+                (number, "pending", method, commitment, strikes.rows, now()),
             )
             record.ledger.change("INSERT INTO salts VALUES (?, ?)", (number, salt))
-            record.ledger.set_wanted(record.ledger.wanted() | {stage.key for stage in target.stages})
+            coming = state_keys(next_release(record, method, commitment), edited)
+            needed = {stage.key for stage in target.stages} | set(coming.values())
+            record.ledger.set_wanted(record.ledger.wanted() | needed)
             record.ledger.append_event(
-                "accepted", request=number, commitment=commitment.hex(), rows=strikes.rows, method=METHOD
+                "accepted", request=number, commitment=commitment.hex(), rows=strikes.rows, method=method
             )
-    return OpenRequest(number, "pending", strikes)
+    return OpenRequest(number, "pending", method, strikes)
 
 
-def commit(record: Record, request: OpenRequest, before: Samples, target: Target, outcome: dict[str, Any]) -> None:
-    """Make the rebuilt record the record, in one transaction: rows out, suppressions in, release written."""
+def commit(
+    record: Record, request: OpenRequest, before: Samples, target: Target, outcome: dict[str, Any],
+    held: Mapping[int, str],
+) -> None:  # fmt: skip
+    """Make the new record the record, in one transaction: rows out, suppressions in, release written.
+
+    Args:
+        record: the record.
+        request: which request, and the method by which it was served in the end.
+        before: the samples until now.
+        target: what the record becomes.
+        outcome: cost, guarantee and rows, plain values.
+        held: shard -> key of the release's state that serves it from now on.
+    """
     strikes, plan = request.strikes, record.plan
     gone = strikes.names[target.samples.find(strikes.names) < 0]
     suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects]))
@@ -158,34 +182,15 @@ def commit(record: Record, request: OpenRequest, before: Samples, target: Target
             "INSERT INTO cells VALUES (?, ?, ?, ?)",
             ((s, r, int(counts[s, r]), digest) for (s, r), digest in sorted(target.digests.items())),
         )
-        ledger.set_wanted(stage.key for stage in target.stages)
+        ledger.set_wanted([*(stage.key for stage in target.stages), *held.values()])
         ledger.change(
-            "UPDATE requests SET state = 'committed', committed = ?, outcome = ? WHERE number = ?",
-            (now(), json.dumps(outcome, sort_keys=True), request.number),
+            "UPDATE requests SET state = 'committed', method = ?, committed = ?, outcome = ? WHERE number = ?",
+            (request.method, now(), json.dumps(outcome, sort_keys=True), request.number),
         )
-        (commitment,) = ledger.rows("SELECT commitment FROM requests WHERE number = ?", (request.number,))[0]
-        write_release(record, request.number, METHOD, commitment, outcome["guarantee"], target.stages)
+        commitment = commitment_of(record, request.number)
+        write_release(record, request.number, request.method, commitment, outcome["guarantee"], target.stages, held)
         ledger.append_event("committed", request=request.number, commitment=commitment.hex())
     record.samples_are(target.samples)
-
-
-def write_release(
-    record: Record, request: int | None, method: str, commitment: bytes, guarantee: Any, stages: Iterable[Stage]
-) -> None:
-    """Write the release that a fit or a rebuild produces, in place of the one before, inside a transaction."""
-    ledger = record.ledger
-    parent = [key for (key,) in ledger.rows("SELECT key FROM releases")]
-    above = bytes.fromhex(parent[0] if parent else record.plan.roots[0])
-    key = chained("pybrush-release", above, chained("pybrush-meaning", method.encode()), commitment).hex()
-    last = {
-        shard: {"key": stage.key, "sha256": record.store.manifest(stage.key).sha256}
-        for shard, stage in constituents(stages).items()
-    }
-    ledger.change("DELETE FROM releases")
-    ledger.change(
-        "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (key, parent[0] if parent else None, request, method, json.dumps(guarantee), json.dumps(last), now()),
-    )
 
 
 def cancel(record: Record, number: int) -> None:
@@ -207,5 +212,5 @@ def _withdraw(record: Record, number: int) -> None:
     with record.ledger.writing("cancel"):
         record.ledger.change("UPDATE requests SET state = 'cancelled' WHERE number = ?", (number,))
         record.ledger.change("DELETE FROM salts WHERE request = ?", (number,))
-        record.ledger.set_wanted(stage.key for stage in record.graph())
+        record.ledger.set_wanted([*(stage.key for stage in record.graph()), *record.stand_ins().values()])
         record.ledger.append_event("cancelled", request=number)

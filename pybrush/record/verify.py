@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pybrush.errors import CorruptRecordError
 from pybrush.record.check_ledger import check_cells, check_declarations, check_history, check_plan
 from pybrush.record.check_leftovers import check_artefacts, check_open_request
-from pybrush.record.check_stages import check_initial, check_release, check_stages
+from pybrush.record.check_releases import check_releases, secrets_of
+from pybrush.record.check_stages import check_initial, check_stages
 from pybrush.record.ledger import check_events, days_since
 from pybrush.record.record import Record
 from pybrush.record.samples import read_samples
@@ -24,8 +25,11 @@ class Verification:
         rows: recorded rows, copies counted.
         events: events in the unbroken chain.
         pending: unfinished requests, "number: state, n days old".
-        unwanted: stages on disk that the plan does not want; the next collection takes them.
+        unwanted: stages and states of releases on disk that the plan does not want; the next collection takes them.
         artefacts: registered files of user code that exist.
+        replaced: stages without a state for which a state of an approximate release stands, so they are not missing.
+        releases: states of approximate releases whose files match their manifests.
+        secrets: keys of such states beside which a secret one lies.
     """
 
     stages: int
@@ -35,6 +39,9 @@ class Verification:
     pending: tuple[str, ...]
     unwanted: tuple[str, ...]
     artefacts: int
+    replaced: tuple[str, ...] = ()
+    releases: int = 0
+    secrets: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
@@ -51,21 +58,26 @@ def verify(record: Record) -> Verification:
     check_initial(record)
     stages = record.graph()
     check_cells(record)
-    missing = check_stages(record, stages)
-    check_release(record)
+    lacking, held = check_stages(record, stages), record.stand_ins()
+    check_releases(record, stages)
+    replaced = tuple(stage.key for stage in stages if stage.key in lacking and stage.shard in held)
+    missing = tuple(key for key in lacking if key not in replaced)
     check_open_request(record)
     pending = tuple(
         f"{request.number}: {request.state}, {days_since(request.accepted)} days old" for request in unfinished(record)
     )
     wanted = record.ledger.wanted()
-    if not pending and wanted != {stage.key for stage in stages}:
+    if not pending and wanted != {stage.key for stage in stages} | set(held.values()):
         raise CorruptRecordError(f"the stages that {record.ledger.path} wants are not those of its samples.")
     return Verification(
-        len(stages) - len(missing),
+        len(stages) - len(lacking),
         missing,
         read_samples(record.ledger).rows,
         events,
         pending,
-        tuple(sorted(record.store.keys() - wanted)),
+        tuple(sorted((record.store.keys() | record.store.release_keys()) - wanted)),
         check_artefacts(record, wanted),
+        replaced,
+        len(held),
+        secrets_of(record),
     )
