@@ -18,7 +18,7 @@ from pybrush.record.store import ReleaseManifest
 
 
 def check_releases(record: Record, stages: tuple[Stage, ...]) -> None:
-    """Check the current release, its key and every state that it hands out."""
+    """Check the current release, its key, and the manifest of every state that it hands out; no state is read."""
     for key, parent, request, method in record.ledger.rows("SELECT key, parent, request, method FROM releases"):
         if key != release_key(parent or record.plan.roots[0], method, commitment_of(record, request)):
             raise CorruptRecordError(f"the key of the release in {record.ledger.path} is not that of its request.")
@@ -26,11 +26,17 @@ def check_releases(record: Record, stages: tuple[Stage, ...]) -> None:
     for shard, key in held.items():
         if shard not in last:
             raise CorruptRecordError(f"the release serves shard {shard}, which has too few rows to be trained.")
-        _check_state(record, release_manifest(record, key), last[shard])
+        _check_manifest(record, release_manifest(record, key), last[shard])
     _check_handed_out(record)
     foreign = sorted(record.store.release_keys() & {stage.key for stage in stages})
     if foreign:
         raise CorruptRecordError(f"{record.store.releases} holds stages ({', '.join(foreign)}); remove them.")
+
+
+def check_secrets(record: Record) -> None:
+    """Check every byte of the secret states against their manifests."""
+    for key in secrets_of(record):
+        record.store.check_secret(release_manifest(record, key))
 
 
 def secrets_of(record: Record) -> tuple[str, ...]:
@@ -39,8 +45,8 @@ def secrets_of(record: Record) -> tuple[str, ...]:
     return tuple(key for key in keys if record.store.has(key) and release_manifest(record, key).secret_sha256)
 
 
-def _check_state(record: Record, manifest: ReleaseManifest, stage: Stage) -> None:
-    """Check the state of a release against its files, its request, and the stage for which it stands."""
+def _check_manifest(record: Record, manifest: ReleaseManifest, stage: Stage) -> None:
+    """Check the manifest of a release's state against its request and the stage for which it stands."""
     place = record.store.path(manifest.key)
     release = release_key(manifest.parent, manifest.method, commitment_of(record, manifest.request))
     if manifest.release != release or manifest.key != state_keys(release, [stage.shard])[stage.shard]:
@@ -51,18 +57,16 @@ def _check_state(record: Record, manifest: ReleaseManifest, stage: Stage) -> Non
         raise CorruptRecordError(f"the chain in {place} is not that of shard {stage.shard}.")
     if (manifest.shard, manifest.slice, manifest.rows) != (stage.shard, stage.slice, stage.rows):
         raise CorruptRecordError(f"{place} does not stand for the last stage of shard {stage.shard}.")
-    if states.state_sha256(place) != manifest.sha256:
-        raise CorruptRecordError(f"the state in {place} is not the one that its manifest names.")
     secret = record.store.secret_path(manifest.key)
     if manifest.secret_sha256:
-        record.store.check_secret(manifest)
         _check_private(secret)
     elif secret.exists():
         raise CorruptRecordError(f"{secret} is a secret state of which its manifest says nothing; remove it.")
 
 
 def _check_private(secret: Path) -> None:
-    """Look that nobody but the owner may read a secret state."""
+    """Look that a secret state is there and that nobody but the owner may read it."""
+    states.check_complete(secret)
     others = stat.S_IRWXG | stat.S_IRWXO
     readable = [path for path in (secret, *secret.iterdir()) if path.stat().st_mode & others]
     if readable:

@@ -19,28 +19,38 @@ def check_initial(record: Record) -> None:
         raise CorruptRecordError(f"the initial state in {record.store.initial} is not the one that was recorded.")
 
 
-def check_stages(record: Record, stages: Iterable[Stage]) -> tuple[str, ...]:
-    """Check each stage that has a state against its files and its place in the graph; return the keys of the others."""
-    shas = {"": _check_state(record, "initial")}
-    missing = []
+def check_manifests(record: Record, stages: Iterable[Stage]) -> tuple[list[str], list[str]]:
+    """Check the manifest of each stage that has a state against its place in the graph.
+
+    Returns:
+        The keys of the stages that have a state, and of those that have none.
+    """
+    shas = {"": record.store.manifest("initial").sha256}
+    built, missing = [], []
     for stage in stages:
         if record.store.has(stage.key):
-            shas[stage.key] = _check_stage(record, stage, shas)
+            shas[stage.key] = _check_manifest(record, stage, shas)
+            built.append(stage.key)
         else:
             missing.append(stage.key)
-    return tuple(missing)
+    return built, missing
 
 
-def _check_state(record: Record, key: str) -> str:
-    """Check the files of a state against its manifest; return its hash."""
-    sha256 = record.store.manifest(key).sha256
-    if states.state_sha256(record.store.path(key)) != sha256:
-        raise CorruptRecordError(f"the state in {record.store.path(key)} is not the one that its manifest names.")
-    return sha256
+def check_sizes(record: Record, keys: Iterable[str]) -> None:
+    """Look that the files of some states are there and none is cut short; no tensor is read."""
+    for key in keys:
+        states.check_complete(record.store.path(key))
 
 
-def _check_stage(record: Record, stage: Stage, shas: dict[str, str]) -> str:
-    """Check a stage against its place in the graph; return its hash."""
+def check_digests(record: Record, keys: Iterable[str]) -> None:
+    """Check every byte of some states against their manifests."""
+    for key in keys:
+        if states.state_sha256(record.store.path(key)) != record.store.manifest(key).sha256:
+            raise CorruptRecordError(f"the state in {record.store.path(key)} is not the one that its manifest names.")
+
+
+def _check_manifest(record: Record, stage: Stage, shas: dict[str, str]) -> str:
+    """Check a stage against its place in the graph; return the hash of its state."""
     manifest = record.store.manifest(stage.key)
     expected = (stage.parent, stage.shard, stage.slice, stage.rows)
     came = (manifest.parent, manifest.shard, manifest.slice, manifest.rows)
@@ -49,4 +59,4 @@ def _check_stage(record: Record, stage: Stage, shas: dict[str, str]) -> str:
     parent = shas.get("" if stage.starts_shard else stage.parent)
     if parent is not None and manifest.parent_sha256 != parent:
         raise CorruptRecordError(f"stage {stage.key} was not built from the state of its parent.")
-    return _check_state(record, stage.key)
+    return manifest.sha256

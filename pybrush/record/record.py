@@ -29,7 +29,7 @@ from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
     from pybrush.record.info import RecordInfo
-    from pybrush.record.verify import Verification
+    from pybrush.record.verify import Depth, Verification
 
 OrderKind = Literal["shuffled", "sequential"]
 Naming = Literal["content", "ids", "position"]
@@ -269,16 +269,21 @@ class Record:
         with coordinator_lock(self.folder):
             declare(self.ledger, name, statement)
 
-    def verify(self) -> Verification:
+    def verify(self, depth: Depth = "digests") -> Verification:
         """Check everything that must be true of the record.
 
+        Args:
+            depth: "manifests" looks at ledger, graph and manifests and reads no state; "digests" reads every byte.
+                The third depth, replay, needs model and data: see `pybrush.replay`.
+
         Raises:
+            ConfigurationError: for another depth.
             CorruptRecordError: at the first defect.
             ErasureError: where something remains that a request should have taken.
         """
         from pybrush.record.verify import verify
 
-        return verify(self)
+        return verify(self, depth)
 
     def cancel(self, request: int) -> None:
         """Withdraw a pending request; the stages built for it are removed, the model stays as it was.

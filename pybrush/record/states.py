@@ -100,6 +100,19 @@ def state_sha256(folder: Path) -> str:
     return _sha256(*_read_files(folder))
 
 
+def check_complete(folder: Path) -> None:
+    """Look that the files of a state are there and as long as the container's header says; no tensor is read.
+
+    Raises:
+        CorruptRecordError: naming the file that is missing or cut short.
+    """
+    with _tensors_in(folder):
+        pass
+    path = folder / TREE_FILE
+    if not path.is_file() or not path.stat().st_size:
+        raise CorruptRecordError(f"{path} is missing or empty. {REMEDY}")
+
+
 def same_bits(folder_a: Path, folder_b: Path) -> bool:
     """Say whether two folders hold the same tree with the same bytes in every tensor."""
     (tree_a, arrays_a), (tree_b, arrays_b) = read(folder_a), read(folder_b)
