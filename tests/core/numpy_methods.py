@@ -41,7 +41,8 @@ class Ascent:
                 p = 1 / (1 + np.exp(-(x[rows] @ learner.weights)))
                 learner.weights = learner.weights + sign * self.rate * x[rows].T @ (p - y[rows]) / max(len(rows), 1)
                 visits += len(rows)
-        return Applied(Empirical((f"{len(portion.forget)} rows climbed",)), visits=visits, steps=2 * self.steps)
+        proved = Empirical((f"{len(portion.forget)} rows climbed",), LITTLE.limitations)
+        return Applied(proved, visits=visits, steps=2 * self.steps)
 
 
 @dataclass(frozen=True)

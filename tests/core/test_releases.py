@@ -1,9 +1,5 @@
 """Approximate methods on a record: releases, chains of them, and the way back to an exact one."""
 
-import json
-import logging
-import shutil
-from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -13,65 +9,39 @@ from pybrush import forget
 from pybrush.errors import (
     ConfigurationError,
     ContentError,
-    CorruptRecordError,
     GuaranteeError,
     MissingRowsError,
     RecordError,
 )
 from pybrush.guarantee import Budget, Certified, Empirical, Exact
 from pybrush.method import Portion, Terms, terms_of
-from pybrush.record import Record, states
+from pybrush.record import states
 from pybrush.record.resolve import Wish
 from tests import reference
+from tests.core.forty_rows import (
+    FIRST,
+    IDS,
+    NAMES,
+    SECOND,
+    assert_as_never_held,
+    files_of,
+    fit_forty,
+    ids_of,
+    opened,
+    pending,
+    rows_of,
+    shards_built,
+    weights_served,
+    without,
+)
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.numpy_methods import Ascent, Shrink, by, exactly
-from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
-
-IDS = [f"person-{i:012d}" for i in range(40)]
-NAMES = [reference.pseudonym(KEY, b"s:" + name.encode()) for name in IDS]
-CELLS = [reference.cell(name, 3, 2) for name in NAMES]
-
-
-def rows_of(shard, slice_=None):
-    return [i for i in range(40) if CELLS[i][0] == shard and slice_ in (None, CELLS[i][1])]
-
-
-def ids_of(rows):
-    return by_ids([IDS[i] for i in rows])
-
-
-def without(rows):
-    return np.array([i not in rows for i in range(40)])
+from tests.core.test_fit_and_forget import data, fit, keep, unlearn
 
 
 @pytest.fixture
 def fitted(tmp_path):
-    """The folder of a record of forty rows in three shards of two slices, and its data."""
-    found, _ = fit(tmp_path / "a", data(), IDS)
-    found.record.close()
-    return tmp_path / "a", data()
-
-
-def assert_as_never_held(folder, rows):
-    """The record has the bits of one that was fitted without some rows, and no file of a release."""
-    left, twin = without(rows), folder.with_name("twin")
-    found, _ = fit(twin, keep(data(), left), [IDS[i] for i in range(40) if left[i]])
-    found.record.close()
-    assert_same_record(folder, twin)
-    assert list((folder / "releases").iterdir()) == []
-    shutil.rmtree(twin)
-
-
-def opened(folder):
-    return closing(Record.open(folder, KEY))
-
-
-def weights_served(folder):
-    with opened(folder) as record:
-        return {shard: record.store.load(key)[0]["weights"] for shard, key in record.constituents().items()}
-
-
-FIRST, SECOND = rows_of(0, 1)[:2], rows_of(1, 0)[:1]
+    return fit_forty(tmp_path / "a")
 
 
 def test_an_approximate_request_changes_the_shards_that_hold_the_rows_and_no_other(fitted):
@@ -178,13 +148,6 @@ def test_an_exact_method_on_another_shard_leaves_the_weaker_guarantee(fitted):
     assert np.array_equal(weights_served(folder)[0], before[0])
     unlearn(folder, rows, lambda _: None, IDS, terms=exactly())
     assert_as_never_held(folder, [*FIRST, *SECOND])
-
-
-def shards_built(folder):
-    """The shards of which the last stage has a state."""
-    with opened(folder) as record:
-        last = {stage.shard: stage.key for stage in record.graph()}
-        return {shard for shard, key in last.items() if (record.store.stages / key).is_dir()}
 
 
 def test_an_exact_guarantee_for_other_rows_rebuilds_what_an_approximate_request_left(fitted):
@@ -348,10 +311,6 @@ def test_a_fit_that_was_not_finished_is_finished_without_the_rows_by_an_approxim
 # What a release is served to, and what is left
 
 
-def files_of(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
-
-
 def test_dry_runs_price_the_method_and_the_way_back_and_touch_nothing(fitted):
     folder, rows = fitted
     method, before = Ascent(), files_of(folder)
@@ -453,13 +412,6 @@ def test_terms_that_cannot_be_kept_are_refused_when_they_are_made(make, error):
         make()
 
 
-def pending(folder, rows, method):
-    """Leave an approximate request pending; its method fails."""
-    with pytest.raises(ArithmeticError) as caught:
-        unlearn(folder, rows, ids_of([*FIRST, *SECOND]), IDS, terms=by(replace(method, fail_at=1)))
-    assert "cancel(1)" in caught.value.__notes__[0]
-
-
 def test_a_method_that_fails_leaves_the_request_pending_and_the_same_call_finishes_it(fitted):
     folder, rows = fitted
     pending(folder, rows, Ascent())
@@ -510,174 +462,3 @@ def test_an_approximate_call_finishes_a_pending_rebuild_by_rebuilding(fitted):
     result = unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
     assert isinstance(result.guarantee, Exact) and result.method == "rebuild"
     assert_as_never_held(folder, FIRST)
-
-
-# What verify finds
-
-
-def other_weights(folder):
-    return {"weights": np.ones(3), "velocity": None}
-
-
-def flip(folder):
-    (path,) = folder.glob("releases/*/state.safetensors")
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-
-
-def cut(folder):
-    (path,) = folder.glob("releases/*/state.safetensors")
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def exchange(folder):
-    """Another state with a manifest that fits it."""
-    with opened(folder) as record:
-        (key,) = record.stand_ins().values()
-        manifest = record.store.manifest(key)
-        aside = record.store.write_aside({"weights": np.ones(3), "velocity": None}, manifest)
-        shutil.rmtree(record.store.path(key))
-        record.store.publish_release(aside, key)
-
-
-def change_manifest(name, value):
-    def damage(folder):
-        (path,) = folder.glob("releases/*/manifest.json")
-        path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-
-    return damage
-
-
-def weaken_nothing(folder):
-    """A chain that claims more than what was proved."""
-    (path,) = folder.glob("releases/*/manifest.json")
-    values = json.loads(path.read_text())
-    values["links"][-1]["method"] = "another"
-    path.write_text(json.dumps(values))
-
-
-def remove(folder):
-    (path,) = folder.glob("releases/*")
-    shutil.rmtree(path)
-
-
-def copy_of_stage(folder):
-    stage = sorted((folder / "stages").iterdir())[0]
-    shutil.copytree(stage, folder / "releases" / stage.name)
-
-
-def change_row(statement):
-    def damage(folder):
-        with opened(folder) as record, record.ledger.writing("damage"):
-            record.ledger.change(statement)
-
-    return damage
-
-
-DAMAGES = {
-    "changed": (flip, "manifest names"),
-    "cut": (cut, "manifest names"),
-    "exchanged with its manifest": (exchange, "released"),
-    "missing": (remove, "missing"),
-    "of another release": (change_manifest("release", "00" * 32), "release that its manifest"),
-    "of another parent": (change_manifest("parent", "00" * 32), "release that its manifest"),
-    "of another method": (change_manifest("method", "better"), "release that its manifest"),
-    "of another shard": (change_manifest("shard", 1), "last stage"),
-    "of another slice": (change_manifest("slice", 0), "last stage"),
-    "of other rows": (change_manifest("rows", 3), "last stage"),
-    "of another chain": (weaken_nothing, "chain"),
-    "without a chain": (change_manifest("links", []), "chain"),
-    "a stage among the releases": (copy_of_stage, "holds stages"),
-    "another method in the ledger": (change_row("UPDATE releases SET method = 'rebuild'"), "key of the release"),
-    "another key": (change_row("UPDATE releases SET key = parent"), "key of the release"),
-    "not wanted": (change_row("DELETE FROM wanted WHERE key NOT IN (SELECT key FROM wanted LIMIT 3)"), "wants"),
-}
-
-
-@pytest.mark.parametrize(("damage", "finding"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_what_is_wrong_with_a_release_is_found(fitted, damage, finding):
-    folder, rows = fitted
-    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
-    damage(folder)
-    with opened(folder) as record, pytest.raises(CorruptRecordError, match=finding):
-        record.verify()
-
-
-def test_two_states_of_releases_that_changed_places_are_found(fitted):
-    folder, rows = fitted
-    unlearn(folder, rows, ids_of([*FIRST, *SECOND]), IDS, terms=by(Ascent()))
-    one, other = sorted((folder / "releases").iterdir())
-    one.rename(folder / "aside")
-    other.rename(one)
-    (folder / "aside").rename(other)
-    with opened(folder) as record, pytest.raises(CorruptRecordError, match="belongs to"):
-        record.verify()
-
-
-def open_to_others(secret):
-    (secret / "state.safetensors").chmod(0o640)
-
-
-def swap_secret(secret):
-    shutil.rmtree(secret)
-    secret.mkdir(0o700)
-    states.save(secret, {"weights": np.ones(3)})
-
-
-@pytest.mark.parametrize(
-    ("damage", "finding"), [(open_to_others, "others"), (swap_secret, "secret"), (shutil.rmtree, "missing")]
-)
-def test_what_is_wrong_with_a_secret_state_is_found(fitted, damage, finding):
-    folder, rows = fitted
-    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Shrink()))
-    (secret,) = folder.glob("releases/*/secret")
-    damage(secret)
-    with opened(folder) as record, pytest.raises(CorruptRecordError, match=finding):
-        record.verify()
-
-
-def test_a_secret_state_of_which_nothing_is_said_is_found(fitted):
-    folder, rows = fitted
-    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
-    (place,) = (folder / "releases").iterdir()
-    (place / "secret").mkdir()
-    with opened(folder) as record, pytest.raises(CorruptRecordError, match="says nothing"):
-        record.verify()
-
-
-def test_a_release_whose_state_is_lost_is_mended_by_an_exact_guarantee(fitted):
-    folder, rows = fitted
-    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
-    remove(folder)
-    assert isinstance(unlearn(folder, rows, lambda _: None, IDS, terms=exactly()).guarantee, Exact)
-    assert_as_never_held(folder, FIRST)
-
-
-def test_verify_names_the_stages_that_a_release_replaces_and_none_as_missing(fitted):
-    folder, rows = fitted
-    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
-    with opened(folder) as record:
-        found, (last,) = (
-            record.verify(),
-            [stage.key for stage in record.graph() if (stage.shard, stage.slice) == (0, 1)],
-        )
-    assert found.is_clean and found.missing == () and found.replaced == (last,)
-    assert (found.stages, found.releases, found.secrets) == (5, 1, ())
-
-
-def test_a_state_of_a_release_that_nobody_wants_is_told_of_and_collected(fitted):
-    folder, rows = fitted
-    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
-    (place,) = (folder / "releases").iterdir()
-    shutil.copytree(place, folder / "releases" / ("0" * 64))
-    with opened(folder) as record:
-        assert record.verify().unwanted == ("0" * 64,)
-    unlearn(folder, rows, ids_of(SECOND), IDS)
-    assert (folder / "releases").exists() and list((folder / "releases").iterdir()) == [place]
-
-
-def test_a_method_is_logged_without_names(fitted, caplog):
-    folder, rows = fitted
-    caplog.set_level(logging.DEBUG)
-    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
-    assert "ascent changed shard 0" in caplog.text
-    assert not any(name.hex() in caplog.text for name in NAMES) and "person" not in caplog.text
