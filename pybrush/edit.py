@@ -145,6 +145,7 @@ def _make_state(
     )
     started = time.perf_counter()
     applied = _applied(edit.method, learner, portion)
+    learner.drop_training()
     manifest = ReleaseManifest(
         key=key,
         parent=current_key(record) or record.plan.roots[0],

@@ -74,6 +74,11 @@ def serve_on_ranks(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, how
             "trainer.unlearn cannot run in processes that are spawned for each call. Use Trainer(strategy='ddp', "
             f"devices={trainer.world_size}) in a script: it serves the same record."
         )
+    if how.terms.method is not None:
+        raise UnsupportedError(
+            f"the method {how.terms.method.name!r} runs in one process, and this trainer has {trainer.world_size}. "
+            "Leave out method=, so that stages are rebuilt."
+        )
     found: list[tuple[RecordPlan, Limits]] = []
 
     @contextmanager
