@@ -90,7 +90,7 @@ def unlearn(words: Sequence[str]) -> int:
     finally:
         record.close()
     trainer, model, data = build(config, adapter)
-    request = {name: getattr(settings, name) for name in ("guarantee", "method", "duplicates", "dry_run")}
+    request = {name: getattr(settings, name) for name in ("guarantee", "method", "duplicates", "purge", "dry_run")}
     with _progress_shown():
         result = adapter.unlearn(trainer, model, data, request | what)
     tables.show_result(result)
@@ -211,6 +211,7 @@ def _made_by_a_script(
         request = {kind: kind}
         reading = f"{kind} = [{entry} for line in Path({settings.forget.file!r}).read_text().splitlines()]"
     request |= {"guarantee": repr(settings.guarantee)} if settings.guarantee is not None else {}
+    request |= {"purge": repr(settings.purge)} if settings.purge != "delete" else {}
     request |= {"dry_run": "True"} if settings.dry_run else {}
     return RecordError(
         f"{record.folder} was made by a script: it has no {CONFIG} from which model, data and trainer could be "

@@ -15,7 +15,8 @@ import numpy as np
 
 from pybrush.build import Sources, check_rows
 from pybrush.chain import Link, is_kept
-from pybrush.errors import ContentError, GuaranteeError, MissingRowsError, RecordError
+from pybrush.change import Change
+from pybrush.errors import ContentError, GuaranteeError, MissingRowsError, RecordError, UnsupportedError
 from pybrush.learner import Learner
 from pybrush.method import Applied, ApproximateMethod, Portion, method_text
 from pybrush.plan.graph import Stage, constituents
@@ -67,13 +68,19 @@ class Edit:
         return int(own.copies[own.shards == shard].sum() - left.copies[left.shards == shard].sum())
 
 
-def check_edit(record: Record, sources: Sources, edit: Edit) -> None:
-    """Check that the rows which a method reads are at hand and unchanged.
+def check_edit(record: Record, sources: Sources, edit: Edit, change: Change) -> None:
+    """Check that a method can do what a request asks: that the rows which it reads are at hand and unchanged.
 
     Raises:
+        UnsupportedError: where rows are to be amended or admitted.
         MissingRowsError: with the count of absent rows.
         ContentError: with the count of rows whose content changed under their id.
     """
+    if len(change.additions):
+        raise UnsupportedError(
+            f"the method {edit.method.name!r} only forgets; {change.amended} rows to amend and {change.admitted} to "
+            "admit need training. Leave out method=, or ask for them in a request of their own."
+        )
     shards = edit.standing.edited
     if "retain" in edit.method.needs:
         last = [stage for shard, stage in constituents(edit.target.stages).items() if shard in shards]

@@ -1,8 +1,8 @@
 """The orchestrator: fit and unlearn as transactions on a record, the same for every framework.
 
-`fit` builds every stage that has no state. `unlearn` strikes rows out, builds what is missing then,
-commits, and collects what became unreachable. A crash anywhere is mended by calling again: the request
-that was accepted is finished first, and ends in the same bits. Guide: docs/record_format.md, "Requests".
+`fit` builds every stage that has no state. `unlearn` strikes rows out, amends and admits rows where asked, builds
+what is missing then, commits, and collects what became unreachable. A crash anywhere is mended by calling again:
+the request that was accepted is finished first. Guide: docs/record_format.md, "Requests".
 """
 
 from __future__ import annotations
@@ -16,45 +16,53 @@ from typing import Any
 
 from pybrush.build import Sources, build, check_rows, due_stages, holdings_of, missing_stages
 from pybrush.chain import is_met
-from pybrush.edit import Edit, check_edit, coming_states, make_states
-from pybrush.errors import FingerprintError, ForgetError, RecordError
+from pybrush.edit import coming_states, make_states
+from pybrush.errors import ContentError, FingerprintError, ForgetError, IdError, RecordError, UnsupportedError
 from pybrush.guarantee import as_plain
 from pybrush.learner import Learner
 from pybrush.method import Terms
 from pybrush.names import Namer
-from pybrush.outcome import Prospect, cost_of, foretold, full_retrain_note, inexact_note, notes_on, rebuilt, unchanged
+from pybrush.outcome import (
+    cost_of,
+    foretold,
+    full_retrain_note,
+    inexact_note,
+    left_notes,
+    notes_on,
+    rebuilt,
+    unchanged,
+)
 from pybrush.plan.graph import Stage
+from pybrush.record.artefacts import set_purge
+from pybrush.record.check_ledger import check_plan
+from pybrush.record.check_needed import check_needed
+from pybrush.record.check_releases import check_serving
 from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
 from pybrush.record.fingerprint import check_same, plain
 from pybrush.record.locks import coordinator_lock, request_lock
 from pybrush.record.record import Record
 from pybrush.record.releases import FIT, is_rebuild, short_name, write_release
-from pybrush.record.resolve import NOTHING, Resolution, Wish, resolve
-from pybrush.record.samples import Holdings, Samples, hold
+from pybrush.record.resolve import Wish, resolve
+from pybrush.record.samples import hold
 from pybrush.record.store import Manifest
 from pybrush.record.transaction import (
     OpenRequest,
-    Target,
     accept,
     commit,
     open_request,
-    orphans_of,
-    target_of,
     tidy,
     unfinished,
 )
-from pybrush.request import Roster, Strikes
+from pybrush.request import Roster
 from pybrush.result import UnlearnCost, UnlearnResult
 from pybrush.standing import (
-    Standing,
     current_guarantee,
     guarantee_of,
-    is_served,
     say_replaced,
-    standing_after,
     terms_to_finish,
 )
+from pybrush.work import Work, intended, work_of
 
 _log = logging.getLogger(__name__)
 
@@ -103,9 +111,12 @@ def fit(
             _finish_open(record, sources)
     samples = record.samples()
     stages = record.graph()
-    todo = due_stages(record, stages, record.stand_ins())
+    held = record.stand_ins()
+    todo = due_stages(record, stages, held)
     say_replaced(record, stages)
     holdings = holdings_of(record, samples, sources.roster)
+    check_needed(record, samples, stages, todo)
+    check_serving(record, held)
     check_rows(record, samples, holdings, sources, todo)
     built = learner.session(lambda: build(record, sources, samples, holdings, todo))
     _release_fit(record, stages)
@@ -132,11 +143,17 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
     Raises:
         FingerprintError: naming every field that differs.
     """
+    check_plan(record)
     plan = record.plan
     if (plan.adapter, plan.adapter_format) != (wish.adapter, wish.adapter_format):
         raise FingerprintError(
             f"{record.folder} was made by the adapter {plan.adapter} in format {plan.adapter_format}; this is "
             f"{wish.adapter} in format {wish.adapter_format}. Use the one that made it."
+        )
+    if wish.encrypt is not None and wish.encrypt != (plan.encryption is not None):
+        raise FingerprintError(
+            f"the stages of {record.folder} are {'not ' if wish.encrypt else ''}encrypted, which its first fit fixed. "
+            "Leave encrypt= out, or start a new record in another folder."
         )
     now = {**learner.semantic(record.names), "plan": plan_values(wish, record.names.key_id, plan)}
     check_same(record.plan.semantic, plain(now), record.folder)
@@ -146,7 +163,7 @@ def unlearn(
     record: Record, sources: Sources, wish: Wish | None, *, aggregate: Callable[[Record], Any],
     terms: Terms = DEFAULT_TERMS, dry_run: bool = False,
 ) -> UnlearnResult:  # fmt: skip
-    """Forget what a wish names, by rebuilding the stages that saw it or by an approximate method.
+    """Do what a wish asks, by rebuilding the stages that it hits or by an approximate method.
 
     What was forgotten before, and under as strong a guarantee as is asked for now, is not forgotten again; under a
     weaker one, what falls short is rebuilt.
@@ -154,7 +171,8 @@ def unlearn(
     Args:
         record: the opened record, its fingerprint already compared.
         sources: learner, data and names of its rows.
-        wish: what to forget; None: nothing more, for terms that ask more of what was forgotten before.
+        wish: what to forget, to amend and to admit; None: nothing more, for terms that ask more than the record
+            guarantees.
         aggregate: makes the model to hand out, after the constituent was loaded.
         terms: by which method, and under which guarantee.
         dry_run: only say what would be done.
@@ -163,28 +181,31 @@ def unlearn(
         ForgetError: where nothing can be done as asked; nothing was touched.
         PyBrushError: from training; the model is as before and the request stays pending.
     """
-    raw_ids = () if wish is None else wish.raw_ids
+    raw_ids, purge = ((), "delete") if wish is None else (wish.raw_ids, wish.purge)
     with request_lock(record.folder):
         if dry_run:
-            resolution, work = _intended(record, sources, wish, terms)
-            return foretold(record, resolution, work.prospect(terms) if work else None)
+            resolution, work = intended(record, sources, wish, terms)
+            return foretold(record, resolution, work.prospect(terms) if work else None, purge)
         tidy(record)
         waiting = open_request(record)
         if waiting is not None:
             same = _names_same(record, sources, wish, waiting)
+            if same:
+                set_purge(record, waiting.number, purge)
             finishing = terms_to_finish(record, waiting, terms)
             result = _serve(record, sources, waiting, raw_ids if same else None, aggregate, finishing)
             if same and is_met(result.guarantee, terms.guarantee):
                 return result
             wish = None if same else wish  # resolved again it could name one more of several copies
-        resolution, work = _intended(record, sources, wish, terms)
+        resolution, work = intended(record, sources, wish, terms)
         if work is None:
             load_last(record, sources.learner)
-            return replace(unchanged(record, resolution), model=aggregate(record))
-        request = accept(record, resolution.strikes, work.target, work.standing.method, work.standing.edited)
+            removed = record.settle() if purge == "delete" else ()
+            return replace(unchanged(record, resolution, removed), model=aggregate(record))
+        request = accept(record, work.change, work.target, purge, work.standing.method, work.standing.edited)
         result = _serve(record, sources, request, raw_ids, aggregate, terms, work)
-    notes = (*notes_on(resolution), *result.notes)
-    return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes)
+    audit = {**result.audit, "equal_rows_left": resolution.equal}
+    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
 
 
 def load_last(record: Record, learner: Learner) -> str | None:
@@ -229,61 +250,28 @@ def _names_same(record: Record, sources: Sources, wish: Wish | None, waiting: Op
     killed after its commit does not strike one more copy.
     """
     if wish is None:
-        return not len(waiting.strikes)
+        return waiting.change.is_empty
     samples = record.samples()
     if waiting.state == "pending":
-        found = resolve(record, samples, hold(samples, sources.roster), wish)
-        return found.strikes.same_request(waiting.strikes)
-    if wish.subjects is not None and wish.contents is None:
-        return {row.tobytes() for row in waiting.strikes.subjects} == {row.tobytes() for row in wish.subjects}
-    samples = samples.restored(waiting.strikes)
+        return resolve(record, samples, hold(samples, sources.roster), wish).change.same_request(waiting.change)
+    known, rest = waiting.change, wish
+    if wish.subjects is not None and wish.contents is None:  # the commit took what says which rows were theirs
+        if {row.tobytes() for row in known.strikes.subjects} != {row.tobytes() for row in wish.subjects}:
+            return False
+        if wish.names is None and wish.amended is None and not wish.admits:
+            return True
+        rest = replace(wish, subjects=None)
+    samples = samples.restored(known)
     try:
-        found = resolve(record, samples, hold(samples, sources.roster), wish)
-    except ForgetError:  # after a commit only forward; what is wrong with the wish is said when that is done
-        return False
-    return found.strikes.same_request(waiting.strikes)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a request has to do.
-
-    Attributes:
-        target: the record as it will be.
-        holdings: the rows at hand for it.
-        todo: the stages to train.
-        standing: what serves its shards.
-        edit: what an approximate method is to do; None where there is none, or nothing for it to do.
-    """
-
-    target: Target
-    holdings: Holdings
-    todo: list[Stage]
-    standing: Standing
-    edit: Edit | None
-
-    def prospect(self, terms: Terms) -> Prospect:
-        """Return what a dry run tells of it."""
-        return Prospect(self.target, self.standing, terms)
-
-
-def _intended(
-    record: Record, sources: Sources, wish: Wish | None, terms: Terms
-) -> tuple[Resolution, _Work | None]:  # fmt: skip
-    """Resolve a wish and say what the record would become; None where nothing is left to do."""
-    samples = record.samples()
-    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish is not None and wish.missing)
-    resolution = NOTHING if wish is None else resolve(record, samples, holdings, wish)
-    found = resolution.strikes
-    if not len(found) and is_served(record, terms.guarantee):
-        return resolution, None
-    strikes = replace(found, orphans=orphans_of(record, samples, found))
-    return replace(resolution, strikes=strikes), _feasible(record, sources, samples, strikes, terms)
+        found = resolve(record, samples, hold(samples, sources.roster), rest).change
+    except (ForgetError, UnsupportedError, ContentError, IdError):
+        return False  # after a commit only forward; what is wrong with the wish is said when that is done
+    return known.same_request(found) if rest is wish else known.covers(found)
 
 
 def _serve(
     record: Record, sources: Sources, request: OpenRequest, raw_ids: tuple[bytes, ...] | None,
-    aggregate: Callable[[Record], Any], terms: Terms, work: _Work | None = None,
+    aggregate: Callable[[Record], Any], terms: Terms, work: Work | None = None,
 ) -> UnlearnResult:  # fmt: skip
     """Take a request from where it stands to sealed; `work` where it was just worked out."""
     salt = record.ledger.rows("SELECT salt FROM salts WHERE request = ?", (request.number,))
@@ -291,13 +279,13 @@ def _serve(
         _build_and_commit(record, sources, request, terms, work)
     # Before collection, so that whatever stops that, the model in hand has forgotten.
     load_last(record, sources.learner)
-    audit = collect(record, request.number, request.strikes, raw_ids)
+    audit = collect(record, request.number, request.change.strikes, raw_ids)
     stages = record.graph()
     served = next(info for info in record.requests if info.number == request.number)
     outcome, last = served.outcome, {stage.shard for stage in stages}
     return UnlearnResult(
         model=aggregate(record),
-        guarantee=current_guarantee(record),
+        guarantee=current_guarantee(record, request.change),
         method=short_name(served.method),
         request=request.number,
         cost=UnlearnCost(**outcome["cost"]),
@@ -306,18 +294,20 @@ def _serve(
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
         forgotten=int(outcome["rows"]),
-        notes=inexact_note(record, stages, record.stand_ins()),
+        amended=int(outcome["amended"]),
+        admitted=int(outcome["admitted"]),
+        notes=(*inexact_note(record, stages, record.stand_ins()), *left_notes(audit)),
         salt=salt[0][0].hex() if salt else "",
     )
 
 
 def _build_and_commit(
-    record: Record, sources: Sources, request: OpenRequest, terms: Terms, known: _Work | None
+    record: Record, sources: Sources, request: OpenRequest, terms: Terms, known: Work | None
 ) -> None:  # fmt: skip
     samples = record.samples()
     with _as_before(record, sources.learner, request.number):
-        work = known or _feasible(record, sources, samples, request.strikes, terms)
-        target, standing = work.target, work.standing
+        work = known or work_of(record, sources, samples, request.change, terms)
+        target, standing, change = work.target, work.standing, request.change
         changed = rebuilt(record, target, standing)
         if work.todo or work.edit:
             for note in full_retrain_note(changed, target.stages):
@@ -326,13 +316,15 @@ def _build_and_commit(
         made = coming_states(record, request.number, standing)
         held = {**standing.kept, **made}
         cost = cost_of(record, target.stages, changed, made.values())
-        guarantee = as_plain(guarantee_of(record, target.stages, held))
-        outcome = {"cost": asdict(cost), "guarantee": guarantee, "rows": request.strikes.rows}
+        guarantee = as_plain(guarantee_of(record, target.stages, held, change=change))
+        counts = {"rows": change.forgotten, "amended": change.amended, "admitted": change.admitted}
+        cells = [[stage.shard, stage.slice] for stage in changed]
+        outcome = {"cost": asdict(cost), "guarantee": guarantee, "rebuilt": cells, **counts}
         # Not always by the method that it was accepted with: a rebuild may finish what another was to do.
         commit(record, replace(request, method=standing.method), samples, target, outcome, held)
 
 
-def _make(record: Record, sources: Sources, request: OpenRequest, work: _Work) -> None:
+def _make(record: Record, sources: Sources, request: OpenRequest, work: Work) -> None:
     """Train stages and run the method; call where the framework can train."""
     build(record, sources, work.target.samples, work.holdings, work.todo)
     if work.edit is not None:
@@ -352,24 +344,6 @@ def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
             f"and call unlearn again, or withdraw it with Record.open({str(record.folder)!r}).cancel({number})."
         )
         raise
-
-
-def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strikes, terms: Terms) -> _Work:
-    """Return what there is to do, or refuse where the record that would come of it cannot be built."""
-    target = target_of(record, samples, strikes)
-    if not target.stages:
-        raise ForgetError(
-            f"after striking {strikes.rows} of {samples.rows} rows nothing is left to train on; delete the model and "
-            "its record instead."
-        )
-    standing = standing_after(record, target.stages, terms)
-    holdings, todo = hold(target.samples, sources.roster), due_stages(record, target.stages, standing.served)
-    check_rows(record, target.samples, holdings, sources, todo)
-    edit = None
-    if terms.method is not None and standing.edited:
-        edit = Edit(terms.method, standing, samples, hold(samples, sources.roster), target, holdings)
-        check_edit(record, sources, edit)
-    return _Work(target, holdings, todo, standing, edit)
 
 
 def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:

@@ -37,6 +37,7 @@ def write_page(result: UnlearnResult, path: Path) -> Path:
 def page(result: UnlearnResult) -> str:
     """Return the page of a result as HTML text."""
     title = f"Erasure request {result.request}" if result.request else "Erasure: nothing was changed"
+    title += "" if result.is_complete else ", incomplete: files that hold what was forgotten are left"
     kind = as_plain(result.guarantee)
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -47,9 +48,8 @@ def page(result: UnlearnResult) -> str:
         "<h2>What it cost, beside a retrain</h2>",
         _table(_cost(result)),
         "<h2>What was erased and checked</h2>",
-        _table(result.audit.items()),
-        "<p>Files were unlinked. Unlinking does not overwrite the medium: copies in backups, snapshots or on "
-        "flash cells are outside what this software can reach.</p>",
+        _table((name, value) for name, value in result.audit.items() if name != "medium"),
+        f"<p>{escape(result.audit.get('medium', ''))}</p>",
     ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -62,6 +62,11 @@ def _summary(result: UnlearnResult) -> list[tuple[str, Any]]:
         ("record", result.record),
         ("method", result.method),
         ("rows forgotten", result.forgotten),
+        *(
+            (name, rows)
+            for name, rows in (("rows amended", result.amended), ("rows admitted", result.admitted))
+            if rows
+        ),
         ("trained shards", ", ".join(map(str, result.shards))),
     ]
     if result.left_out:

@@ -46,7 +46,9 @@ class UnlearnResult:
         record: the folder of the record.
         shards: trained shards that the aggregate has.
         left_out: shards with too few rows to train, left out of the aggregate.
-        forgotten: rows that this request struck, copies counted.
+        forgotten: rows that this request struck for good, copies counted.
+        amended: rows that got another content, or other subjects, under their name.
+        admitted: rows that joined, copies counted.
         notes: what the caller should know, one sentence each.
         salt: opens the request's commitment in the events; kept nowhere else, in hexadecimal.
     """
@@ -61,8 +63,15 @@ class UnlearnResult:
     shards: tuple[int, ...] = ()
     left_out: tuple[int, ...] = ()
     forgotten: int = 0
+    amended: int = 0
+    admitted: int = 0
     notes: tuple[str, ...] = ()
     salt: str = field(default="", repr=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no registered file that holds what was forgotten was left (purge="list")."""
+        return not self.audit.get("artefacts_left")
 
     def report(self, path: str | Path) -> Path:
         """Write the result as one self-contained HTML page, readable by its owner alone.

@@ -45,6 +45,7 @@ class UnlearnSettings:
     guarantee: str | None = None
     method: str = "auto"
     duplicates: str = "report"
+    purge: str = "delete"
     dry_run: bool = False
     report: str | None = None
     allow: list[str] = field(default_factory=list)

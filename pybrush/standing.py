@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pybrush.assumptions import assumptions_of
 from pybrush.chain import Asked, Link, is_met, weakest
+from pybrush.change import Change
 from pybrush.errors import GuaranteeError, RecordError
 from pybrush.guarantee import Exact, Guarantee
 from pybrush.method import Terms, method_text
@@ -24,6 +25,8 @@ from pybrush.record.transaction import OpenRequest
 _log = logging.getLogger(__name__)
 
 REFERENCE = "training under the recorded plan, seed and initial state without the forgotten rows"
+AMENDED = ", with the amended rows as they are now"
+ADMITTED = ", with the admitted rows from the start"
 
 
 @dataclass(frozen=True)
@@ -131,16 +134,25 @@ def promised_links(record: Record, standing: Standing, terms: Terms, request: in
     return before + [Link(request, shard, standing.method, terms.method.promise) for shard in standing.edited]
 
 
-def exact_guarantee(record: Record, stages: Iterable[Stage]) -> Exact:
-    """Return the guarantee of stages, with every difference and assumption named."""
+def exact_guarantee(record: Record, stages: Iterable[Stage], change: Change | None = None) -> Exact:
+    """Return the guarantee of stages, with every difference and assumption named.
+
+    Args:
+        record: the record.
+        stages: its stages.
+        change: what a request changed; None where nothing was.
+    """
     manifests = [record.store.manifest(stage.key) for stage in stages if record.store.has(stage.key)]
     differences = environment_differences(manifest.environment for manifest in manifests)
-    return Exact(REFERENCE, differences, assumptions_of(record))
+    amended, admitted = (False, False) if change is None else (change.amended > 0, change.admitted > 0)
+    reference = REFERENCE + AMENDED * amended + ADMITTED * admitted
+    return Exact(reference, differences, assumptions_of(record))
 
 
 def guarantee_of(
-    record: Record, stages: Iterable[Stage], held: Mapping[int, str], promised: Iterable[Link] = ()
-) -> Guarantee:
+    record: Record, stages: Iterable[Stage], held: Mapping[int, str], promised: Iterable[Link] = (),
+    change: Change | None = None,
+) -> Guarantee:  # fmt: skip
     """Return what a record guarantees: the weakest along the chains of its shards.
 
     Args:
@@ -148,13 +160,14 @@ def guarantee_of(
         stages: what its samples call for.
         held: shard -> key of the release's state that serves it.
         promised: links of states that are still to be made.
+        change: what a request changed; None where nothing was.
     """
-    return weakest(exact_guarantee(record, stages), [*links_of(record, held), *promised])
+    return weakest(exact_guarantee(record, stages, change), [*links_of(record, held), *promised])
 
 
-def current_guarantee(record: Record) -> Guarantee:
-    """Return what a record guarantees as it is."""
-    return guarantee_of(record, record.graph(), record.stand_ins())
+def current_guarantee(record: Record, change: Change | None = None) -> Guarantee:
+    """Return what a record guarantees as it is, after a request that changed it."""
+    return guarantee_of(record, record.graph(), record.stand_ins(), change=change)
 
 
 def replaced_stages(record: Record, stages: Iterable[Stage], served: Iterable[int]) -> list[Stage]:

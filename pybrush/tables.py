@@ -70,6 +70,8 @@ def show_result(result: UnlearnResult) -> None:
         ("record", result.record),
         *([("request", result.request)] if result.request else []),
         ("rows forgotten", f"{result.forgotten:,}"),
+        *([("rows amended", f"{result.amended:,}")] if result.amended else []),
+        *([("rows admitted", f"{result.admitted:,}")] if result.admitted else []),
         *_guaranteed(result),
         ("method", result.method),
         ("stages rebuilt", f"{cost.stages_rebuilt} of {cost.stages}"),
@@ -84,6 +86,8 @@ def show_result(result: UnlearnResult) -> None:
 _AUDIT = {
     "artefacts": "files to be removed",
     "artefacts_unlinked": "files removed",
+    "artefacts_left": "files left that hold it",
+    "keys_destroyed": "keys destroyed",
     "searched": "searched the record for",
     "raw_ids_found_in": "ids found in",
     "equal_rows_left": "equal rows that stay",
@@ -95,6 +99,7 @@ def show_verification(record: Record, found: Verification) -> None:
     _show("clean" if found.is_clean else "not finished", [
         ("record", record.folder),
         ("stages", f"{found.stages} match their manifests"),
+        *([("of these not opened", f"{found.unopened}: the key ring is not here")] if found.unopened else []),
         ("stages to be built", len(found.missing)),
         *_replaced(len(found.replaced), found.releases, len(found.secrets)),
         ("rows", f"{found.rows:,}"),
@@ -113,6 +118,8 @@ def show_info(found: RecordInfo) -> None:
         ("record", found.folder),
         ("made", f"{found.made} by the adapter {found.adapter}"),
         ("secret key", "found" if found.has_key else "not found here; requests need it"),
+        *([("key ring", "found" if found.has_key_ring else "not found here; its stages cannot be read without it")]
+          if found.is_encrypted else []),
         ("rows", f"{found.rows:,}; {found.samples:,} different samples"),
         ("people", f"{found.subjects:,}" if found.subjects else "none named"),
         ("shards x slices", f"{found.shards} x {found.slices}, of a fit of {found.epochs} epochs"),
@@ -124,6 +131,7 @@ def show_info(found: RecordInfo) -> None:
         ("on disk", f"{_bytes(disk.everything)}; stages {_bytes(disk.stages)}, initial state {_bytes(disk.initial)}, "
                     f"ledger {_bytes(disk.ledger)}"),
         ("files of user code", f"{artefacts.count}, {_bytes(artefacts.bytes)}; {artefacts.absent} no longer exist"),
+        *([("of these left by a request", artefacts.left)] if artefacts.left else []),
         ("marks of the forgotten", f"{marks.count:,}" + (f", the oldest of {marks.oldest}" if marks.oldest else "")),
         ("requests", ", ".join(states) or "none"),
         *(row for request in found.requests for row in _request_rows(found.folder, request)),

@@ -58,7 +58,7 @@ class LightningLearner:
     datamodule: Any = None
     _optimization: dict[str, Any] | None = field(default=None, repr=False)
     _probed: dict[str, Any] | None = field(default=None, repr=False)
-    _semantic: dict[str, Any] | None = field(default=None, repr=False)
+    _semantic: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def read_state(self) -> Any:
         """Return module, callbacks and counters, and the optimization of the stage that ran last."""
@@ -122,10 +122,10 @@ class LightningLearner:
         return result
 
     def semantic(self, namer: Namer) -> dict[str, Any]:
-        """Return the semantic fingerprint; it is taken once."""
-        if self._semantic is None:
-            self._semantic = self._fingerprint(namer)
-        return self._semantic
+        """Return the semantic fingerprint; it is taken once under each key."""
+        if namer.key_id not in self._semantic:
+            self._semantic[namer.key_id] = self._fingerprint(namer)
+        return self._semantic[namer.key_id]
 
     def probe(self) -> dict[str, Any]:
         """Describe what configure_optimizers returns; it is called once for this."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from pybrush.errors import CorruptRecordError
 from pybrush.plan.graph import Stage, constituents
-from pybrush.record import states
+from pybrush.record.check_stages import check_place
 from pybrush.record.record import Record
 from pybrush.record.releases import commitment_of, release_key, release_manifest, state_keys
 from pybrush.record.store import ReleaseManifest
@@ -33,10 +34,24 @@ def check_releases(record: Record, stages: tuple[Stage, ...]) -> None:
         raise CorruptRecordError(f"{record.store.releases} holds stages ({', '.join(foreign)}); remove them.")
 
 
-def check_secrets(record: Record) -> None:
-    """Check every byte of the secret states against their manifests."""
-    for key in secrets_of(record):
-        record.store.check_secret(release_manifest(record, key))
+def check_serving(record: Record, keys: Mapping[int, str]) -> None:
+    """Check some of what serves shards now, byte for byte: what a request keeps, or a method begins with.
+
+    Args:
+        record: the record.
+        keys: shard -> key of what serves it.
+    """
+    states, last = record.stand_ins(), constituents(record.graph())
+    rows = record.ledger.rows("SELECT constituents FROM releases")
+    released = json.loads(rows[0][0]) if rows else {}
+    for shard, key in keys.items():
+        if states.get(shard) == key:
+            _check_manifest(record, release_manifest(record, key), last[shard])
+        else:
+            check_place(record, last[shard])
+        sha256 = record.store.check(key).sha256
+        if str(shard) in released and sha256 != released[str(shard)]["sha256"]:
+            raise CorruptRecordError(f"{record.store.path(key)} holds another state than was released; restore it.")
 
 
 def secrets_of(record: Record) -> tuple[str, ...]:
@@ -66,7 +81,8 @@ def _check_manifest(record: Record, manifest: ReleaseManifest, stage: Stage) -> 
 
 def _check_private(secret: Path) -> None:
     """Look that a secret state is there and that nobody but the owner may read it."""
-    states.check_complete(secret)
+    if not secret.is_dir():
+        raise CorruptRecordError(f"{secret} is missing; restore it from a backup.")
     others = stat.S_IRWXG | stat.S_IRWXO
     readable = [path for path in (secret, *secret.iterdir()) if path.stat().st_mode & others]
     if readable:

@@ -6,7 +6,8 @@ in the pending file until then, and that file is the last thing unlinked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from pybrush.errors import ErasureError
 from pybrush.names import Names, among, rows_of
+from pybrush.record.artefacts import remove_or_leave
 from pybrush.record.files import entries, erase, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock
@@ -21,6 +23,20 @@ from pybrush.record.record import Record
 from pybrush.record.samples import Samples
 from pybrush.record.search import find_bytes, name_needles
 from pybrush.request import Strikes
+
+UNLINKED = (
+    "Files were unlinked. Unlinking does not overwrite the medium: copies in backups, snapshots or on flash cells are "
+    "outside what this software can reach."
+)
+"""What removing plain files means for the medium."""
+
+KEYS_DESTROYED = (
+    "Each stage was encrypted under a key of its own, and the keys of the removed ones are destroyed: they cannot be "
+    "read in any copy of the record's folder, backups and snapshots included. Outside of that are copies of the key "
+    "ring, what the file system keeps of a deleted key, your own checkpoints and files, which are not encrypted, and "
+    "whoever read the stages before."
+)
+"""What destroying keys means for the medium, and where it ends."""
 
 
 def collect(record: Record, number: int, strikes: Strikes, raw_ids: Sequence[bytes] | None) -> dict[str, Any]:
@@ -40,11 +56,11 @@ def collect(record: Record, number: int, strikes: Strikes, raw_ids: Sequence[byt
     """
     pending = record.folder / "pending" / str(number)
     with coordinator_lock(record.folder):
-        removed = remove_unwanted(record)
+        removed = remove_unwanted(record, partial(remove_or_leave, number=number))
         with record.ledger.writing("salts"):
             record.ledger.change("DELETE FROM salts WHERE request = ?", (number,))
         record.ledger.vacuum()
-        report = removed | _search(record, strikes, raw_ids, files_but(record, pending))
+        report = removed | _search(record, strikes, raw_ids, files_but(record, pending)) | _medium(record)
         with record.ledger.writing("collected"):
             record.ledger.change("UPDATE requests SET state = 'collected' WHERE number = ?", (number,))
         seal(record, number)
@@ -59,26 +75,31 @@ def seal(record: Record, number: int) -> None:
         record.ledger.append_event("sealed", request=number)
 
 
-def remove_unwanted(record: Record) -> dict[str, Any]:
-    """Remove stages, artefacts and temporary folders that the ledger does not want; call under the lock."""
+def remove_unwanted(record: Record, clear: Callable[[Record], dict[str, Any]]) -> dict[str, Any]:
+    """Remove stages, artefacts and temporary folders that the ledger does not want; call under the lock.
+
+    Args:
+        record: the record.
+        clear: deals with the artefacts, and says what it did.
+    """
     wanted = record.ledger.wanted()
-    doomed = {path: stage for path, stage in record.artefacts().items() if stage not in wanted}
-    absent = [path for path in doomed if not Path(path).exists()]
-    for path in doomed:
-        erase(Path(path))
+    cleared = clear(record)
     stages, releases = sorted(record.store.keys() - wanted), sorted(record.store.release_keys() - wanted)
-    for key in [*stages, *releases]:
-        record.store.discard(key)
+    keys = sum(record.store.discard(key) for key in [*stages, *releases])
     record.store.sweep(wanted)
     for entry in entries(record.folder / "quarantine"):
         erase(entry)
-    with record.ledger.writing("artefacts"):
-        record.ledger.change("DELETE FROM artefacts WHERE stage NOT IN (SELECT key FROM wanted)")
+    destroyed = {} if record.plan.encryption is None else {"keys_destroyed": keys}
+    return {"stages_unlinked": len(stages), "release_states_unlinked": len(releases), **destroyed, **cleared}
+
+
+def _medium(record: Record) -> dict[str, Any]:
+    """Say what was done for the medium, in the record's folder and in its ledger, and where that ends."""
+    answers = record.ledger.answers()
+    version, settings = answers.pop("version"), ", ".join(f"{name}={answer}" for name, answer in answers.items())
     return {
-        "stages_unlinked": len(stages),
-        "release_states_unlinked": len(releases),
-        "artefacts_unlinked": sorted(set(doomed) - set(absent)),
-        "absent": absent,
+        "sqlite": f"{version}; it answers {settings}",
+        "medium": UNLINKED if record.plan.encryption is None else KEYS_DESTROYED,
     }
 
 

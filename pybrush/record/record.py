@@ -21,6 +21,7 @@ from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
 from pybrush.record.declarations import declare
 from pybrush.record.files import erase
 from pybrush.record.fingerprint import canonical_json
+from pybrush.record.keyring import KeyRing, ring_path
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.samples import Samples, read_samples
@@ -55,6 +56,7 @@ class RecordPlan:
         adapter_format: version of the layout of the adapter's states.
         settings: what the adapter notes besides; not part of the fingerprint.
         generation: 1; grows when everything is rebuilt from a new initial state.
+        encryption: `algorithm` and the id of the key `ring` where stages are encrypted; None where they are not.
     """
 
     shards: int
@@ -73,6 +75,7 @@ class RecordPlan:
     adapter_format: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 1
+    encryption: Mapping[str, str] | None = None
 
     @property
     def roots(self) -> list[str]:
@@ -112,7 +115,7 @@ class Record:
     """
 
     def __init__(self, folder: Path, ledger: Ledger, key: bytes | None) -> None:
-        self.folder, self.ledger, self.store = folder, ledger, StageStore(folder)
+        self.folder, self.ledger = folder, ledger
         self.namer = Namer(key) if key is not None else None
         self._samples: tuple[int, Samples] | None = None
 
@@ -158,6 +161,13 @@ class Record:
             return RecordPlan(**self.ledger.plan())
         except TypeError as error:
             raise CorruptRecordError(f"the plan in {self.ledger.path} is not complete ({error}).") from error
+
+    @cached_property
+    def store(self) -> StageStore:
+        """The stages on disk."""
+        held = self.plan.encryption
+        ring = None if held is None else KeyRing(ring_path(self.folder), held["ring"])
+        return StageStore(self.folder, ring)
 
     @property
     def names(self) -> Namer:
@@ -237,13 +247,26 @@ class Record:
             if held and held[0][0] != stage:
                 erase(place)
             with self.ledger.writing("artefact"):
-                self.ledger.change("INSERT OR REPLACE INTO artefacts VALUES (?, ?, ?)", (stored, stage, kind))
+                self.ledger.change(
+                    "INSERT OR REPLACE INTO artefacts (path, stage, kind) VALUES (?, ?, ?)", (stored, stage, kind)
+                )
 
     def artefacts(self) -> dict[str, str]:
         """Return the path of each registered artefact and the key of the stage whose state it holds."""
         home = self.folder.resolve()
         rows = self.ledger.rows("SELECT path, stage FROM artefacts ORDER BY path")
         return {str(home / path): stage for path, stage in rows}
+
+    def settle(self) -> tuple[str, ...]:
+        """Remove the files that requests with purge="list" left, after which those requests are complete.
+
+        Returns:
+            The paths of what was there.
+        """
+        from pybrush.record.artefacts import settle
+
+        with coordinator_lock(self.folder):
+            return settle(self)
 
     def info(self) -> RecordInfo:
         """Return what the record holds, in numbers: rows, stages, requests, bytes. It reads no sample and needs no key.

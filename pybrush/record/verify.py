@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from pybrush.errors import ConfigurationError, CorruptRecordError
 from pybrush.record.check_ledger import check_cells, check_declarations, check_history, check_plan
 from pybrush.record.check_leftovers import check_artefacts, check_files, check_open_request
-from pybrush.record.check_releases import check_releases, check_secrets, secrets_of
+from pybrush.record.check_releases import check_releases, secrets_of
 from pybrush.record.check_stages import check_digests, check_initial, check_manifests, check_sizes
 from pybrush.record.ledger import check_events, days_since
 from pybrush.record.record import Record
@@ -44,6 +44,8 @@ class Verification:
         unwanted: stages and states of releases on disk that the plan does not want; the next collection takes them.
         artefacts: registered files of user code that exist.
         depth: how much was looked at.
+        unopened: stages, of those, whose encrypted files match their manifests and were not opened, since the key ring
+            is not in its place.
         replaced: stages without a state for which a state of an approximate release stands, so they are not missing.
         releases: states of approximate releases, checked as the stages are.
         secrets: keys of such states beside which a secret one lies.
@@ -57,6 +59,7 @@ class Verification:
     unwanted: tuple[str, ...]
     artefacts: int
     depth: Depth = "digests"
+    unopened: int = 0
     replaced: tuple[str, ...] = ()
     releases: int = 0
     secrets: tuple[str, ...] = ()
@@ -80,6 +83,8 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
     check_declarations(record)
     check_plan(record)
     check_cells(record)
+    if depth == "digests":
+        check_initial(record)  # first, since every stage descends from it
     stages, held = record.graph(), record.stand_ins()
     built, lacking = check_manifests(record, stages)
     replaced = tuple(stage.key for stage in stages if stage.key in lacking and stage.shard in held)
@@ -101,6 +106,7 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
         unwanted=tuple(sorted((record.store.keys() | record.store.release_keys()) - wanted)),
         artefacts=check_artefacts(record, wanted),
         depth=depth,
+        unopened=sum(not record.store.can_open(key) for key in [*built, *held.values()]),
         replaced=replaced,
         releases=len(held),
         secrets=secrets_of(record),
@@ -120,7 +126,5 @@ def _check_states(record: Record, keys: list[str], depth: Depth) -> None:
     if depth == "manifests":
         check_sizes(record, ["initial", *keys])
         return
-    check_initial(record)
     check_digests(record, ["initial", *keys])
-    check_secrets(record)
     check_files(record)
