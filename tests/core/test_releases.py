@@ -9,14 +9,17 @@ from pybrush import forget
 from pybrush.errors import (
     ConfigurationError,
     ContentError,
+    CorruptRecordError,
     GuaranteeError,
     MissingRowsError,
     RecordError,
+    UnsupportedError,
 )
 from pybrush.guarantee import Budget, Certified, Empirical, Exact
 from pybrush.method import Portion, Terms, terms_of
 from pybrush.record import states
 from pybrush.record.resolve import Wish
+from pybrush.replay import chosen_stages
 from tests import reference
 from tests.core.forty_rows import (
     FIRST,
@@ -36,7 +39,7 @@ from tests.core.forty_rows import (
 )
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.numpy_methods import Ascent, Shrink, by, exactly
-from tests.core.test_fit_and_forget import data, fit, keep, unlearn
+from tests.core.test_fit_and_forget import KEY, assert_same_record, data, fit, keep, unlearn
 
 
 @pytest.fixture
@@ -462,3 +465,89 @@ def test_an_approximate_call_finishes_a_pending_rebuild_by_rebuilding(fitted):
     result = unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
     assert isinstance(result.guarantee, Exact) and result.method == "rebuild"
     assert_as_never_held(folder, FIRST)
+
+
+# Beside what else a record may be
+
+
+def test_states_of_releases_are_encrypted_with_their_secret_and_their_keys_go_with_them(tmp_path):
+    folder, ring = tmp_path / "a", tmp_path / "a.keys"
+    fit(folder, data(), IDS, encrypt=True)[0].record.close()
+    unlearn(folder, data(), ids_of([*FIRST, *SECOND]), IDS, terms=by(Shrink()))
+    unlearn(folder, data(), ids_of(rows_of(0)[:1]), IDS, terms=by(Shrink()))
+    with opened(folder) as record:
+        weights = [record.store.load_secret(key)["weights"] for key in record.stand_ins().values()]
+        weights += list(weights_served(folder).values())
+        assert len(weights) == 5 and record.verify().is_clean and len(record.verify().secrets) == 2
+        assert {name.name.partition(".")[0] for name in ring.iterdir()} == {"ring", *record.ledger.wanted()} - {
+            key for key in record.ledger.wanted() if not record.store.has(key)
+        }
+    assert reference.files_holding(folder, [each.tobytes() for each in weights]) == []
+    ring.rename(tmp_path / "elsewhere")
+    with opened(folder) as record:
+        assert record.verify().unopened == record.verify().stages + 2
+        (path,) = (record.store.secret_path(record.stand_ins()[0])).glob("*.safetensors")
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        with pytest.raises(CorruptRecordError):
+            record.verify()
+    (tmp_path / "elsewhere").rename(ring)
+    assert isinstance(unlearn(folder, data(), lambda _: None, IDS, terms=exactly()).guarantee, Exact)
+    with opened(folder) as record:
+        assert {path.name.partition(".")[0] for path in ring.iterdir()} == {"ring"} | record.store.keys()
+
+
+def test_rows_that_join_a_shard_that_a_release_serves_rebuild_it(fitted):
+    folder, rows = fitted
+    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
+    x, y = data(41, seed=4)
+    grown = np.vstack([rows[0], x[40:]]), np.append(rows[1], y[40:])
+    ids = [*IDS, next(f"new-{i}" for i in range(99) if reference.cell(name_of(f"new-{i}"), 3, 2)[0] == 0)]
+    result = unlearn(folder, grown, lambda _: Wish(admits=True), ids)
+    assert isinstance(result.guarantee, Exact) and result.admitted == 1
+    left = np.array([i not in FIRST for i in range(41)])
+    fit(folder.with_name("twin"), keep(grown, left), [ids[i] for i in range(41) if left[i]])[0].record.close()
+    assert_same_record(folder, folder.with_name("twin"))
+
+
+def name_of(text):
+    return reference.pseudonym(KEY, b"s:" + text.encode())
+
+
+def test_a_method_does_not_amend_or_admit_rows(fitted):
+    folder, rows = fitted
+    grown = np.vstack([rows[0], np.ones((1, 3))]), np.append(rows[1], 1.0)
+    with pytest.raises(UnsupportedError, match="only forgets"):
+        unlearn(folder, grown, lambda _: Wish(admits=True), [*IDS, "somebody new"], terms=by(Ascent()))
+    with opened(folder) as record:
+        assert record.requests == ()
+
+
+@pytest.mark.parametrize("where", ["stages", "releases"])
+def test_what_a_method_would_begin_with_is_looked_at_before_the_request_is_accepted(where, fitted):
+    folder, rows = fitted
+    if where == "releases":
+        unlearn(folder, rows, ids_of(FIRST[:1]), IDS, terms=by(Ascent()))
+    with opened(folder) as record:
+        place, before = record.store.path(record.constituents()[0]), len(record.requests)
+    (place / "state.safetensors").write_bytes((place / "state.safetensors").read_bytes()[:-1] + b"!")
+    for terms in (by(Ascent()), Terms()) if where == "releases" else (by(Ascent()),):
+        asked = FIRST[1:] if terms.method else SECOND  # a rebuild of another shard keeps the state
+        with pytest.raises(CorruptRecordError):
+            unlearn(folder, rows, ids_of(asked), IDS, terms=terms)
+    if where == "releases":
+        with pytest.raises(CorruptRecordError):
+            fit(folder, rows, IDS)
+    with opened(folder) as record:
+        assert len(record.requests) == before
+
+
+def test_replay_leaves_out_what_a_release_replaces(fitted):
+    folder, rows = fitted
+    unlearn(folder, rows, ids_of(SECOND), IDS)
+    unlearn(folder, rows, ids_of(rows_of(1, 1)[:1]), IDS, terms=by(Ascent()))
+    with opened(folder) as record:
+        chosen = {which: [(stage.shard, stage.slice) for stage in chosen_stages(record, which)] for which in WHICH}
+    assert chosen == {"touched": [(1, 0)], "all": [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]}
+
+
+WHICH = ("touched", "all")
