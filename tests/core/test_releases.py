@@ -17,7 +17,7 @@ from pybrush.errors import (
 )
 from pybrush.guarantee import Budget, Certified, Empirical, Exact
 from pybrush.method import Portion, Terms, terms_of
-from pybrush.record import states
+from pybrush.record import files, states
 from pybrush.record.resolve import Wish
 from pybrush.replay import chosen_stages
 from tests import reference
@@ -241,9 +241,10 @@ def test_a_method_that_cannot_meet_a_budget_is_refused_before_anything_is_touche
     folder, rows = fitted
     method = Shrink(0.5, 1e-6)
     unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(method, Budget(0.5, 1e-6)))
-    for terms in (by(method, Budget(0.9, 1e-5)), by(Ascent(), Budget(9.0, 0.1))):
-        with pytest.raises(GuaranteeError, match="as a whole"):
-            unlearn(folder, rows, ids_of(SECOND), IDS, terms=terms)
+    for more in (SECOND, rows_of(0)[:1]):
+        for terms in (by(method, Budget(0.9, 1e-5)), by(Ascent(), Budget(9.0, 0.1))):
+            with pytest.raises(GuaranteeError, match="as a whole"):
+                unlearn(folder, rows, ids_of(more), IDS, terms=terms)
     with opened(folder) as record:
         assert len(record.requests) == 1 and record.verify().is_clean
 
@@ -433,6 +434,46 @@ def test_a_pending_approximate_request_can_be_withdrawn(fitted):
     with opened(folder) as record:
         record.cancel(1)
     assert_as_never_held(folder, [])
+
+
+def test_a_request_that_is_withdrawn_leaves_the_release_before_it(fitted):
+    folder, rows = fitted
+    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
+    before = weights_served(folder)
+    for number, terms in ((2, by(Ascent(fail_at=2))), (3, Terms())):
+        learner = NumpyLearner([9.0, 9.0, 9.0])
+        learner.fail_at = (2, 1)
+        with pytest.raises(ArithmeticError):
+            unlearn(folder, rows, ids_of([*rows_of(0)[:1], *rows_of(2)[:1]]), IDS, terms=terms, learner=learner)
+        with opened(folder) as record:
+            record.cancel(number)
+            assert record.verify().is_clean and set(record.stand_ins()) == {0}
+    assert all(np.array_equal(weights, before[shard]) for shard, weights in weights_served(folder).items())
+
+
+def test_one_of_three_equal_rows_is_struck_once_when_a_committed_request_is_asked_for_exactly(tmp_path, monkeypatch):
+    x, y = data()
+    x[[5, 9, 12]], y[[5, 9, 12]] = x[5], y[5]
+    fit(tmp_path / "a", (x, y))[0].record.close()
+    one = lambda record: Wish(names=roster_of((x, y))(record.names).names[[5]])  # noqa: E731
+    monkeypatch.setattr(files, "observer", interrupt_after("commit commit"))
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(tmp_path / "a", (x, y), one, terms=by(Ascent()))
+    monkeypatch.setattr(files, "observer", None)
+    result = unlearn(tmp_path / "a", (x, y), one, terms=exactly())
+    assert isinstance(result.guarantee, Exact) and result.method == "rebuild-all"
+    fit(tmp_path / "b", keep((x, y), np.arange(40) != 5))[0].record.close()
+    assert_same_record(tmp_path / "a", tmp_path / "b")
+
+
+def interrupt_after(last):
+    """Return an observer that interrupts after a step on disk."""
+
+    def observe(step):
+        if step == f"after {last}":
+            raise KeyboardInterrupt
+
+    return observe
 
 
 def test_a_pending_approximate_request_waits_for_its_method_or_a_stronger_one(fitted):
