@@ -36,8 +36,7 @@ class Standing:
     Attributes:
         method: how the request is served, with settings.
         kept: shard -> key of the release's state that goes on serving it.
-        edited: shards of which the method makes a new state.
-        began: shard -> key of what the method begins with, of the shards in `edited`.
+        began: shard -> key of what an approximate method begins with, of the shards of which it makes a new state.
     """
 
     method: str = REBUILD

@@ -75,6 +75,7 @@ def test_what_is_handed_out_is_what_the_method_left(fitted):
         own, Portion(0, rows, np.array(sorted(FIRST)), np.array([i for i in rows_of(0) if i not in FIRST]), seeds, None)
     )
     assert np.array_equal(state["weights"], own.weights)
+    assert state["velocity"] is None  # what the forgotten rows left in it must not stay
     assert np.array_equal(learner.weights, last["weights"])  # the highest shard's, as after any request
 
 
@@ -107,6 +108,41 @@ def test_nothing_more_may_be_named_and_what_is_not_exact_is_rebuilt(fitted):
     again = unlearn(folder, rows, lambda _: None, IDS, terms=exactly())
     assert again.method == "none" and isinstance(again.guarantee, Exact)
     assert_as_never_held(folder, FIRST)
+
+
+def test_a_call_for_other_rows_finishes_what_was_begun_for_an_exact_guarantee(fitted):
+    folder, rows = fitted
+    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
+    learner = NumpyLearner([9.0, 9.0, 9.0])
+    learner.fail_at = (0, 1)
+    with pytest.raises(ArithmeticError):
+        unlearn(folder, rows, lambda _: None, IDS, terms=exactly(), learner=learner)
+    result = unlearn(folder, rows, ids_of(SECOND), IDS)
+    assert isinstance(result.guarantee, Exact) and result.request == 3
+    assert_as_never_held(folder, [*FIRST, *SECOND])
+
+
+def test_a_fit_finishes_what_was_begun_for_an_exact_guarantee(fitted):
+    folder, rows = fitted
+    unlearn(folder, rows, ids_of(FIRST), IDS, terms=by(Ascent()))
+    learner = NumpyLearner([9.0, 9.0, 9.0])
+    learner.fail_at = (0, 1)
+    with pytest.raises(ArithmeticError):
+        unlearn(folder, rows, lambda _: None, IDS, terms=exactly(), learner=learner)
+    fit(folder, rows, IDS)[0].record.close()
+    assert_as_never_held(folder, FIRST)
+
+
+def test_what_a_retrain_would_take_is_told_of_all_stages_also_of_those_that_were_replaced(fitted):
+    folder, rows = fitted
+    result = unlearn(folder, rows, ids_of([*FIRST, *SECOND]), IDS, terms=by(Ascent()))
+    with opened(folder) as record:
+        stages = record.graph()
+        manifests = [record.store.manifest(stage.key) for stage in stages if record.store.has(stage.key)]
+    assert len(manifests) < len(stages) == result.cost.stages
+    pace = sum(manifest.seconds for manifest in manifests) / sum(manifest.rows for manifest in manifests)
+    assert result.cost.retrain_seconds == pytest.approx(pace * sum(stage.rows for stage in stages))
+    assert result.cost.retrain_visits == sum(stage.rows for stage in stages) * record.plan.epochs_per_slice
 
 
 def test_rows_forgotten_exactly_are_not_forgotten_again_approximately(fitted):
