@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +44,17 @@ class Sources:
 def missing_stages(record: Record, stages: Iterable[Stage]) -> list[Stage]:
     """Return the stages that have no state yet, parents first."""
     return [stage for stage in stages if not record.store.has(stage.key)]
+
+
+def due_stages(record: Record, stages: Iterable[Stage], served: Container[int]) -> list[Stage]:
+    """Return the stages to train, parents first: those without a state, but for shards that a release's state serves.
+
+    Args:
+        record: the record.
+        stages: what its samples call for.
+        served: the shards that a release's state serves.
+    """
+    return [stage for stage in missing_stages(record, stages) if stage.shard not in served]
 
 
 def check_rows(record: Record, samples: Samples, holdings: Holdings, sources: Sources, todo: list[Stage]) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pybrush.guarantee import Exact
+from pybrush.guarantee import Certified, Exact
 from pybrush.plan import epochs_per_slice, forecast
 from pybrush.plan.forecast import Price, Sizes
 from pybrush.record import Record, RecordInfo, Verification
-from pybrush.record.info import HeldRequest
+from pybrush.record.info import HeldRelease, HeldRequest
 from pybrush.record.receipt import Receipt
 from pybrush.replay import Replay, StageReplay
 from pybrush.result import UnlearnResult
@@ -119,6 +119,7 @@ def show_verification(record: Record, found: Verification, receipt: Receipt | No
         ("stages", f"{found.stages} {matching}"),
         *([("of these not opened", f"{found.unopened}: the key ring is not here")] if found.unopened else []),
         ("stages to be built", len(found.missing)),
+        *_replaced(len(found.replaced), found.releases, len(found.secrets)),
         ("rows", f"{found.rows:,}"),
         ("events", f"{found.events} in an unbroken chain"),
         ("unfinished requests", _listed(found.pending)),
@@ -169,6 +170,8 @@ def show_info(found: RecordInfo) -> None:
         ("shards x slices", f"{found.shards} x {found.slices}, of a fit of {found.epochs} epochs"),
         ("rows of a shard", f"{found.fewest_rows:,} to {found.most_rows:,}"),
         ("stages built", f"{found.stages_built} of {found.stages_wanted}"),
+        *_replaced(found.stages_replaced, len(found.releases), sum(held.has_secret for held in found.releases)),
+        *((f"shard {each.shard}", _origin(each)) for each in found.releases),
         ("constituents", f"{len(found.constituents)} of {found.shards} shards"),
         ("on disk", f"{_bytes(disk.everything)}; stages {_bytes(disk.stages)}, initial state {_bytes(disk.initial)}, "
                     f"ledger {_bytes(disk.ledger)}"),
@@ -179,6 +182,18 @@ def show_info(found: RecordInfo) -> None:
         *(row for request in found.requests for row in _request_rows(found.folder, request)),
         *_queue_rows(found),
     ])  # fmt: skip
+
+
+def _replaced(stages: int, states: int, secrets: int) -> Rows:
+    """Return rows on approximate releases, none where there are none."""
+    if states:
+        yield "states of releases", f"{states}, in place of {stages} stages"
+    if secrets:
+        yield "secret states", f"{secrets}; nobody but the owner of the record may read them"
+
+
+def _origin(state: HeldRelease) -> str:
+    return f"{state.guarantee}, by request {state.request}: {state.method}"
 
 
 def _request_rows(folder: str, request: HeldRequest) -> Rows:
@@ -256,8 +271,21 @@ def _guaranteed(result: UnlearnResult) -> Rows:
     if isinstance(guarantee, Exact):
         yield "same bits as", guarantee.reference
         yield from (("but for", difference) for difference in guarantee.differences)
-        declared = [assumption.name for assumption in guarantee.assumptions if assumption.how != "proved"]
-        yield "taken on trust", _listed(declared)
+        yield from _on_trust(guarantee)
+    elif isinstance(guarantee, Certified):
+        yield "epsilon, delta", f"{guarantee.epsilon:g} nats, {guarantee.delta:g}; {guarantee.scope}"
+        if guarantee.composed is not None:
+            yield "all releases together", "{:g} nats, {:g}".format(*guarantee.composed)
+        yield "against", guarantee.reference
+        yield from _on_trust(guarantee)
+    else:
+        yield from (("found", finding) for finding in guarantee.findings)
+        yield from (("not shown", limitation) for limitation in guarantee.limitations)
+
+
+def _on_trust(guarantee: Exact | Certified) -> Rows:
+    declared = [assumption.name for assumption in guarantee.assumptions if assumption.how != "proved"]
+    yield "taken on trust", _listed(declared)
 
 
 def _listed(value: Any) -> str:

@@ -209,9 +209,18 @@ class Record:
         """Return the stages that some samples call for, given the digests of their cells."""
         return stage_graph(samples.cell_rows(self.plan.shards, self.plan.slices), digests, self.plan.roots)
 
+    def stand_ins(self) -> dict[int, str]:
+        """Return shard -> key of the release's state that stands for its last stage, where one does.
+
+        An approximate method leaves such a state; it goes when the shard is rebuilt.
+        """
+        rows = self.ledger.rows("SELECT constituents FROM releases")
+        held = json.loads(rows[0][0]) if rows else {}
+        return {int(shard): state["key"] for shard, state in held.items() if state["folder"] == "releases"}
+
     def constituents(self) -> dict[int, str]:
-        """Return the key of the last stage of each trained shard."""
-        return {shard: stage.key for shard, stage in constituents(self.graph()).items()}
+        """Return the key of what serves each trained shard: its last stage, or a release's state in its place."""
+        return {shard: stage.key for shard, stage in constituents(self.graph()).items()} | self.stand_ins()
 
     @property
     def requests(self) -> tuple[RequestInfo, ...]:

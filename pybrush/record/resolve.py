@@ -123,6 +123,10 @@ class Resolution:
         return Change(self.strikes, self.additions)
 
 
+NOTHING = Resolution(Strikes(_NONE, _NONE, np.zeros(0, dtype=np.int64), _NONE), already=0, equal=0)
+"""What no wish comes to."""
+
+
 def resolve(record: Record, samples: Samples, holdings: Holdings | None, wish: Wish) -> Resolution:
     """Match a wish with the samples of a record.
 

@@ -23,8 +23,9 @@ from pybrush.content import encode
 from pybrush.plan import order
 from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.graph import root_key, slice_digest, stage_graph, stage_key
+from pybrush.plan.order import ReleaseSeeds
 from pybrush.plan.placement import ShardPlan
-from pybrush.record import Record, RecordPlan, cipher, declarations, queue, states
+from pybrush.record import Record, RecordPlan, cipher, declarations, queue, releases, states
 from pybrush.record.fingerprint import canonical_json, semantic_digest
 from pybrush.record.ledger import event_digest
 from pybrush.record.resolve import Wish
@@ -283,6 +284,12 @@ def test_events_commitments_and_releases_have_their_vectors():
     of_fit = reader.release_key(VECTORS["keys"]["root(3)"], "fit", b"")
     assert of_fit == vector["release of the fit"]
     assert reader.release_key(of_fit, "rebuild", commitment) == vector["release of a rebuild"]
+    method, release = vector["approximate method"], vector["release of it"]
+    assert reader.release_key(of_fit, method, commitment) == releases.release_key(of_fit, method, commitment) == release
+    state = vector["its state of shard 3"]
+    assert reader.state_key(release, 3) == releases.state_keys(release, [3])[3] == state
+    seed = int(vector["its seed of noise"])
+    assert reader.release_seed(11, release, 3, "noise") == ReleaseSeeds(11, release, 3)("noise") == seed
 
 
 # Real records
