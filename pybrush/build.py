@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,6 @@ from pybrush.learner import Horizon, Learner
 from pybrush.plan.graph import Stage
 from pybrush.plan.order import Positions, Seeds, StageRows
 from pybrush.plan.outlook import Outlook, clock
-from pybrush.record.files import remove_folder
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Record
 from pybrush.record.samples import Holdings, Samples, hold
@@ -45,6 +44,17 @@ class Sources:
 def missing_stages(record: Record, stages: Iterable[Stage]) -> list[Stage]:
     """Return the stages that have no state yet, parents first."""
     return [stage for stage in stages if not record.store.has(stage.key)]
+
+
+def due_stages(record: Record, stages: Iterable[Stage], served: Container[int]) -> list[Stage]:
+    """Return the stages to train, parents first: those without a state, but for shards that a release's state serves.
+
+    Args:
+        record: the record.
+        stages: what its samples call for.
+        served: the shards that a release's state serves.
+    """
+    return [stage for stage in missing_stages(record, stages) if stage.shard not in served]
 
 
 def check_rows(record: Record, samples: Samples, holdings: Holdings, sources: Sources, todo: list[Stage]) -> None:
@@ -145,16 +155,45 @@ def _recorded(record: Record) -> list[Manifest]:
 
 
 def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook) -> Manifest:
+    manifest = train(record, sources, stage, rows, outlook, stage.key)
+    aside = record.store.write_aside(sources.learner.read_state(), manifest)
+    try:
+        with coordinator_lock(record.folder):
+            if stage.key not in record.ledger.wanted():
+                record.store.drop(aside)
+                raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
+            record.store.publish(aside, stage.key)
+    finally:
+        record.store.let_go(aside)
+    return manifest
+
+
+def train(
+    record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook, files_under: str
+) -> Manifest:
+    """Train a stage from its parent's state; the model then holds what came of it, and nothing is stored.
+
+    Args:
+        record: the record.
+        sources: what the stage is trained from.
+        stage: the stage.
+        rows: its rows at hand.
+        outlook: what is trained besides.
+        files_under: key under which files that user code writes meanwhile are registered.
+
+    Returns:
+        What a manifest says of such a training.
+    """
     plan, learner = record.plan, sources.learner
     state, parent = record.store.load("initial" if stage.starts_shard else stage.parent)
     learner.write_state(state)
     before = plan.epochs_per_slice * stage.trained_before
     total = plan.epochs_per_slice * plan.slices
-    horizon = Horizon(stage.shard, stage.slice, plan.epochs_per_slice, before, total, stage.key, outlook)
+    horizon = Horizon(stage.shard, stage.slice, plan.epochs_per_slice, before, total, files_under, outlook)
     started = time.perf_counter()
     seeds = Seeds(plan.seed, stage.shard, stage.slice)
     trained = learner.train_stage(sources.data, _ordering(plan.order, plan.seed, stage, rows), horizon, seeds)
-    manifest = Manifest(
+    return Manifest(
         key=stage.key,
         parent=stage.parent,
         parent_sha256=parent.sha256,
@@ -167,13 +206,6 @@ def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows
         environment=learner.environment(),
         notes=trained.notes,
     )
-    aside = record.store.write_aside(learner.read_state(), manifest)
-    with coordinator_lock(record.folder):
-        if stage.key not in record.ledger.wanted():
-            remove_folder(aside)
-            raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
-        record.store.publish(aside, stage.key)
-    return manifest
 
 
 def _ordering(order: str, seed: int, stage: Stage, rows: StageRows) -> Callable[[int], Positions]:

@@ -130,8 +130,18 @@ class Change:
 
     def commitment(self, salt: bytes) -> bytes:
         """Return the salted hash that stands for the request in events, 32 bytes."""
-        added = self.additions.parts() if len(self.additions) else ()
-        return chained("pybrush-commit", salt, self.strikes.body(), *added)
+        return chained("pybrush-commit", salt, *self.committed())
+
+    def committed(self) -> tuple[bytes, ...]:
+        """Return what the commitment is of: the rows that are struck, and those that are recorded in three parts."""
+        return (self.strikes.body(), *(self.additions.parts() if len(self.additions) else ()))
+
+    @classmethod
+    def of_committed(cls, rows: bytes, *added: bytes) -> Change:
+        """Read what `committed` returned; the subjects that asked are not in it."""
+        return cls(
+            Strikes.from_body(rows, _no_names(), _no_names()), Additions.from_parts(*added) if added else Additions()
+        )
 
     def same_request(self, other: Change) -> bool:
         """Whether both strike the same multiset of rows, for the same subjects, and record the same rows."""

@@ -6,6 +6,7 @@ accident. A result never claims more than its method proves. Guide: docs/guarant
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -108,6 +109,23 @@ Guarantee = Exact | Certified | Empirical
 def as_plain(guarantee: Guarantee) -> dict[str, Any]:
     """Return a guarantee as plain values for JSON, its type under "kind"."""
     return {"kind": type(guarantee).__name__, **asdict(guarantee)}
+
+
+def from_plain(values: Mapping[str, Any]) -> Guarantee:
+    """Return the guarantee that `as_plain` was given, also after its values went through JSON."""
+    members = {name: _tupled(value) for name, value in values.items() if name not in ("kind", "assumptions")}
+    if "assumptions" in values:
+        members["assumptions"] = tuple(Assumption(**each) for each in values["assumptions"])
+    return _KINDS[values["kind"]](**members)
+
+
+_KINDS: dict[str, type[Exact] | type[Certified] | type[Empirical]] = {
+    kind.__name__: kind for kind in (Exact, Certified, Empirical)
+}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_pair(epsilon: float, delta: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pybrush.days import day_of
 from pybrush.errors import ForgetError
 from pybrush.names import Namer, Names
+from pybrush.record.artefacts import Purge
 from pybrush.record.resolve import Wish
 from pybrush.request import Roster
 from pybrush_lightning.sample_ids import Naming, forget_dataset, rows_inside
@@ -32,6 +33,7 @@ class Asked:
     duplicates: Literal["report", "forget"]
     before: Any = None
     queued: bool = False
+    purge: Purge = "delete"
 
     def __post_init__(self) -> None:
         alone = [self.ids is not None, self.rows is not None, self.missing, self.before is not None, self.queued]
@@ -55,6 +57,9 @@ class Asked:
             dataset: the training data.
             roster: the names of its rows.
         """
+        return replace(self._named(naming, namer, dataset, roster), purge=self.purge)
+
+    def _named(self, naming: Naming, namer: Namer, dataset: Any, roster: Roster) -> Wish:
         if self.queued or self.before is not None:
             before = None if self.before is None else day_of(self.before)
             return Wish(queued=self.queued, before=before, duplicates=self.duplicates, raw_ids=None)

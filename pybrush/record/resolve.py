@@ -17,6 +17,7 @@ from pybrush.days import text_of
 from pybrush.errors import ForgetError, UnknownSamplesError, UnsupportedError
 from pybrush.hashing import NAME_BYTES
 from pybrush.names import Names, among, as_names, ascending, sortable
+from pybrush.record.artefacts import Purge, check_purge
 from pybrush.record.joining import Amended, Joining, amended_rows, change_of, joining_rows
 from pybrush.record.ledger import Ledger
 from pybrush.record.record import Record
@@ -50,6 +51,7 @@ class Wish:
         duplicates: whether rows equal to a forgotten one are reported or forgotten too.
         raw_ids: the ids of sixteen bytes and more as they were given, to search the record's files for;
             None where they are not known.
+        purge: whether registered files of user code go with their stages, or are left and listed.
     """
 
     names: Names | None = None
@@ -63,8 +65,10 @@ class Wish:
     entries: tuple[int, ...] = ()
     duplicates: Literal["report", "forget"] = "report"
     raw_ids: tuple[bytes, ...] | None = ()
+    purge: Purge = "delete"
 
     def __post_init__(self) -> None:
+        check_purge(self.purge)
         batch = [self.names is not None, self.amended is not None, self.admits]
         alone = [self.missing, self.before is not None, self.queued]
         given = [any(batch), self.contents is not None, *alone]
@@ -117,6 +121,10 @@ class Resolution:
     def change(self) -> Change:
         """What the record strikes and records."""
         return Change(self.strikes, self.additions)
+
+
+NOTHING = Resolution(Strikes(_NONE, _NONE, np.zeros(0, dtype=np.int64), _NONE), already=0, equal=0)
+"""What no wish comes to."""
 
 
 def resolve(record: Record, samples: Samples, holdings: Holdings | None, wish: Wish) -> Resolution:
@@ -342,9 +350,9 @@ def _equal_rows(samples: Samples, forgotten: Strikes, change: Change) -> int:
 
 
 def _contents_suppressed(record: Record, contents: Names, subjects: Names | None) -> NDArray[np.bool_]:
-    """Return which of some contents were forgotten before, under the name of any of `subjects`, shape (n,)."""
+    """Return which of some contents were forgotten before: as such, or as a row of any of `subjects`, shape (n,)."""
     owners = [None] if subjects is None else [None, *(row.tobytes() for row in subjects)]
-    gone = np.zeros(len(contents), dtype=bool)
+    gone = suppressed(record, contents)
     for owner in owners:
         gone |= suppressed(record, record.names.content_samples(contents, [owner] * len(contents)))
     return gone

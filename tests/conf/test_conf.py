@@ -18,6 +18,7 @@ from pybrush.errors import MissingExtraError
 from pybrush.record import Record
 from pybrush.settings import (
     EnqueueSettings,
+    ExportSettings,
     InfoSettings,
     Later,
     PlanSettings,
@@ -88,6 +89,7 @@ def test_a_group_file_has_no_interpolation_since_it_is_mounted_in_two_places(pat
         ("unlearn", UnlearnSettings, {"missing": True}),
         ("enqueue", EnqueueSettings, {"forget": Later(admit=True)}),
         ("verify", VerifySettings, {}),
+        ("export", ExportSettings, {"to": "there"}),
         ("info", InfoSettings, {}),
     ],
 )
@@ -96,7 +98,7 @@ def test_a_settings_file_has_the_fields_and_defaults_of_its_dataclass(name, shap
     assert found.pop("record") == "???"
     expected = dict(leaves(dataclasses.asdict(shape(record="here", **required))))
     expected.pop("record")
-    unset = {"unlearn": {"missing": False}, "enqueue": {"forget.admit": False}}.get(name, {})
+    unset = {"unlearn": {"missing": False}, "enqueue": {"forget.admit": False}, "export": {"to": "???"}}.get(name, {})
     assert found == expected | unset
 
 

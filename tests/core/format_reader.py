@@ -10,6 +10,7 @@ import sqlite3
 import struct
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # Conventions
 
@@ -204,8 +205,8 @@ def trained_stages(counts):
 
 def read_state(folder):
     """Return the tree of a state folder, the bytes of tree.json and the tensors' bytes by name."""
-    tree_json = (folder / "tree.json").read_bytes()
-    tensors = read_safetensors((folder / "state.safetensors").read_bytes())
+    tree_json = read_file(folder, "tree.json")
+    tensors = read_safetensors(read_file(folder, "state.safetensors"))
     if b'"initial/' in tree_json:
         shared = read_safetensors((folder.parents[1] / "initial" / "state.safetensors").read_bytes())
         tensors |= {f"initial/{name}": data for name, data in shared.items()}
@@ -259,13 +260,41 @@ def build_tensor(codec, kind, shape, order, data):
 
 
 def state_sha256(folder):
-    files = (folder / "tree.json").read_bytes() + (folder / "state.safetensors").read_bytes()
+    files = read_file(folder, "tree.json") + read_file(folder, "state.safetensors")
     return hashlib.sha256(files).hexdigest()
 
 
 def initial_digest(tree_json, tensors):
     parts = [tree_json] + [tensors[name] for name in sorted(tensors)]
     return hashlib.sha256(b"".join(u64(len(part)) + part for part in parts)).hexdigest()
+
+
+# Encryption
+
+
+def bound_to(key, name):
+    return f"pybrush-state/1/{key}/{name}".encode("ascii")
+
+
+def read_file(folder, name):
+    """Return a file of a state, decrypted where its manifest says so."""
+    path, manifest = folder / name, folder / "manifest.json"
+    note = json.loads(manifest.read_bytes())["encryption"] if manifest.exists() else None
+    if note is None:
+        return path.read_bytes()
+    record = folder.parents[1]
+    secret = (record.with_name(record.name + ".keys") / note["key_id"]).read_bytes()
+    nonce = bytes.fromhex(note["files"][name]["nonce"])
+    return AESGCM(secret).decrypt(nonce, path.read_bytes(), bound_to(folder.name, name))
+
+
+def stored_as_noted(folder, note):
+    """Whether encrypted files are those that the manifest names, as they lie there."""
+    found = {name: (folder / name).read_bytes() for name in note["files"]}
+    return all(
+        (len(data), hashlib.sha256(data).hexdigest()) == (note["files"][name]["bytes"], note["files"][name]["sha256"])
+        for name, data in found.items()
+    )
 
 
 # Fingerprint
@@ -345,6 +374,14 @@ def release_key(parent, method, commitment_):
     return hash_parts("pybrush-release", bytes.fromhex(parent), meaning, commitment_).hex()
 
 
+def state_key(release, shard):
+    return hash_parts("pybrush-release", bytes.fromhex(release), u64(shard)).hex()
+
+
+def release_seed(seed, release, shard, purpose):
+    return word(b"release", u64(seed), bytes.fromhex(release), u64(shard), purpose.encode("utf-8"))
+
+
 # A whole record
 
 
@@ -363,7 +400,8 @@ def read_record(folder):
     """Return what a record's folder holds; states are read by `read_state`, one at a time."""
     version, tables = read_ledger(folder / "ledger.sqlite")
     stages = {path.name: path for path in (folder / "stages").iterdir()}
-    states = {"initial": folder / "initial", **stages}
+    releases = {path.name: path for path in (folder / "releases").iterdir()}
+    states = {"initial": folder / "initial", **stages, **releases}
     return {
         "folder": folder,
         "version": version,
@@ -407,9 +445,15 @@ def expected_stages(record):
     return stages
 
 
+def served(record):
+    """Return shard -> key of the release's state that serves it."""
+    held = [json.loads(release["constituents"]) for release in record["tables"]["releases"]]
+    return {int(s): state["key"] for each in held for s, state in each.items() if state["folder"] == "releases"}
+
+
 def constituents(record):
-    """Return shard -> key of its last trained stage."""
-    return {stage["shard"]: stage["key"] for stage in expected_stages(record)}
+    """Return shard -> key of its last trained stage, or of the release's state that serves it."""
+    return {stage["shard"]: stage["key"] for stage in expected_stages(record)} | served(record)
 
 
 def stage_rows(record, stage):
@@ -523,11 +567,21 @@ def defects_of_states(record):
     if initial_digest(tree_json, tensors) != plan["initial_digest"]:
         yield "initial state"
     for key, path in record["states"].items():
-        if manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
+        note = manifests[key]["encryption"]
+        if note is not None and not stored_as_noted(path, note):
+            yield f"encrypted state {key}"
+        elif manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
             yield f"state {key}"
+    yield from defects_of_manifests(record)
+
+
+def defects_of_manifests(record):
+    manifests, replaced = record["manifests"], served(record)
     for stage in expected_stages(record):
         manifest = manifests.get(stage["key"])
         parent = manifests.get("initial" if stage["first"] else stage["parent"])
+        if manifest is None and stage["shard"] in replaced:
+            continue
         if manifest is None:
             yield f"no state {stage['key']}"
             continue
@@ -536,18 +590,47 @@ def defects_of_states(record):
             yield f"manifest {stage['key']}"
 
 
+def defects_of_releases(record):
+    tables, manifests, plan = record["tables"], record["manifests"], record["plan"]
+    commitments = {None: b"", **{row["number"]: row["commitment"] for row in tables["requests"]}}
+    for release in tables["releases"]:
+        root = root_key(bytes.fromhex(plan["initial_digest"]), bytes.fromhex(plan["semantic_digest"]), 0)
+        above, commitment_ = release["parent"] or root, commitments[release["request"]]
+        if release["key"] != release_key(above, release["method"], commitment_):
+            yield "key of the release"
+        shas = {key: manifest["sha256"] for key, manifest in manifests.items()}
+        last = {
+            str(shard): {"key": key, "sha256": shas.get(key), "folder": record["states"][key].parent.name}
+            for shard, key in constituents(record).items()
+            if key in record["states"]
+        }
+        if json.loads(release["constituents"]) != last:
+            yield "constituents of the release"
+    stages = {stage["shard"]: stage for stage in expected_stages(record)}
+    for shard, key in served(record).items():
+        manifest = manifests.get(key)
+        if manifest is None:
+            yield f"no state {key}"
+            continue
+        made = release_key(manifest["parent"], manifest["method"], commitments[manifest["request"]])
+        own = {"request": manifest["request"], "shard": shard, "method": manifest["method"]}
+        link = {name: value for name, value in manifest["links"][-1].items() if name != "guarantee"}
+        wrong = [name for name in ("shard", "slice", "rows") if manifest[name] != stages[shard][name]]
+        if wrong or manifest["release"] != made or key != state_key(made, shard) or link != own:
+            yield f"release's state {key}"
+        secret = record["states"][key] / "secret"
+        if manifest["secret_sha256"] != (state_sha256(secret) if secret.is_dir() else ""):
+            yield f"secret state {key}"
+
+
 def defects_of_requests(record):
     tables = record["tables"]
+    yield from defects_of_releases(record)
     open_ = {row["number"]: row for row in tables["requests"] if row["state"] not in ("sealed", "cancelled")}
-    keys = {stage["key"] for stage in expected_stages(record)}
+    keys = {stage["key"] for stage in expected_stages(record)} | set(served(record).values())
     wanted = {row["key"] for row in tables["wanted"]}
     if not keys <= wanted or (not open_ and keys != wanted):
         yield "wanted stages"
-    for release in tables["releases"]:
-        shas = {key: manifest["sha256"] for key, manifest in record["manifests"].items()}
-        last = {str(shard): {"key": key, "sha256": shas.get(key)} for shard, key in constituents(record).items()}
-        if json.loads(release["constituents"]) != last:
-            yield "constituents of the release"
     salts = {row["request"]: row["salt"] for row in tables["salts"]}
     if not salts.keys() <= open_.keys():
         yield "salt of a closed request"
