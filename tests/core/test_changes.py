@@ -7,9 +7,9 @@ import pytest
 
 from pybrush.content import encode
 from pybrush.names import as_names
-from pybrush.outcome import ADMITTED, AMENDED, REFERENCE
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
+from pybrush.standing import ADMITTED, AMENDED, REFERENCE
 from tests import reference
 from tests.core.numpy_learner import NumpyLearner, roster_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, data, fit, keep, unlearn
