@@ -157,11 +157,14 @@ def _recorded(record: Record) -> list[Manifest]:
 def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook) -> Manifest:
     manifest = train(record, sources, stage, rows, outlook, stage.key)
     aside = record.store.write_aside(sources.learner.read_state(), manifest)
-    with coordinator_lock(record.folder):
-        if stage.key not in record.ledger.wanted():
-            record.store.drop(aside)
-            raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
-        record.store.publish(aside, stage.key)
+    try:
+        with coordinator_lock(record.folder):
+            if stage.key not in record.ledger.wanted():
+                record.store.drop(aside)
+                raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
+            record.store.publish(aside, stage.key)
+    finally:
+        record.store.let_go(aside)
     return manifest
 
 

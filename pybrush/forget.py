@@ -41,6 +41,7 @@ from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
 from pybrush.record.fingerprint import check_same, plain
 from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.queue import close_unneeded, drawn, is_served_by, waiting_entries, waiting_note
 from pybrush.record.record import Record
 from pybrush.record.releases import FIT, is_rebuild, short_name, write_release
 from pybrush.record.resolve import Wish, resolve
@@ -109,6 +110,8 @@ def fit(
     if unfinished(record):  # else no lock: any number of processes may build a first fit together
         with request_lock(record.folder):
             _finish_open(record, sources)
+    for note in waiting_note(record.ledger):
+        _log.warning("%s", note)
     samples = record.samples()
     stages = record.graph()
     held = record.stand_ins()
@@ -181,31 +184,16 @@ def unlearn(
         ForgetError: where nothing can be done as asked; nothing was touched.
         PyBrushError: from training; the model is as before and the request stays pending.
     """
-    raw_ids, purge = ((), "delete") if wish is None else (wish.raw_ids, wish.purge)
+    purge = "delete" if wish is None else wish.purge
     with request_lock(record.folder):
         if dry_run:
             resolution, work = intended(record, sources, wish, terms)
-            return foretold(record, resolution, work.prospect(terms) if work else None, purge)
-        tidy(record)
-        waiting = open_request(record)
-        if waiting is not None:
-            same = _names_same(record, sources, wish, waiting)
-            if same:
-                set_purge(record, waiting.number, purge)
-            finishing = terms_to_finish(record, waiting, terms)
-            result = _serve(record, sources, waiting, raw_ids if same else None, aggregate, finishing)
-            if same and is_met(result.guarantee, terms.guarantee):
-                return result
-            wish = None if same else wish  # resolved again it could name one more of several copies
-        resolution, work = intended(record, sources, wish, terms)
-        if work is None:
-            load_last(record, sources.learner)
-            removed = record.settle() if purge == "delete" else ()
-            return replace(unchanged(record, resolution, removed), model=aggregate(record))
-        request = accept(record, work.change, work.target, purge, work.standing.method, work.standing.edited)
-        result = _serve(record, sources, request, raw_ids, aggregate, terms, work)
-    audit = {**result.audit, "equal_rows_left": resolution.equal}
-    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
+            result = foretold(record, resolution, work.prospect(terms) if work else None, purge)
+        else:
+            tidy(record)
+            result = _served(record, sources, wish, terms, aggregate)
+    left = () if dry_run and wish is not None and wish.queued else waiting_note(record.ledger)
+    return replace(result, notes=(*result.notes, *left))
 
 
 def load_last(record: Record, learner: Learner) -> str | None:
@@ -243,6 +231,35 @@ def _finish_open(record: Record, sources: Sources) -> None:
     _serve(record, sources, waiting, None, lambda _: None, terms_to_finish(record, waiting, DEFAULT_TERMS))
 
 
+def _served(
+    record: Record, sources: Sources, wish: Wish | None, terms: Terms, aggregate: Callable[[Record], Any]
+) -> UnlearnResult:
+    """Finish what is open, then do what a wish asks, unless that was the same."""
+    raw_ids, purge = ((), "delete") if wish is None else (wish.raw_ids, wish.purge)
+    waiting = open_request(record)
+    if waiting is not None:
+        same = _names_same(record, sources, wish, waiting)
+        if same:
+            set_purge(record, waiting.number, purge)
+        finishing = terms_to_finish(record, waiting, terms)
+        result = _serve(record, sources, waiting, raw_ids if same else None, aggregate, finishing)
+        if same and is_met(result.guarantee, terms.guarantee):
+            return result
+        wish = None if same else wish  # resolved again it could name one more of several copies
+    resolution, work = intended(record, sources, wish, terms)
+    if work is None:
+        close_unneeded(record, resolution.entries)
+        load_last(record, sources.learner)
+        removed = record.settle() if purge == "delete" else ()
+        return replace(unchanged(record, resolution, removed), model=aggregate(record))
+    request = accept(
+        record, work.change, work.target, resolution.entries, purge, work.standing.method, work.standing.edited
+    )
+    result = _serve(record, sources, request, raw_ids, aggregate, terms, work)
+    audit = {**result.audit, "equal_rows_left": resolution.equal}
+    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
+
+
 def _names_same(record: Record, sources: Sources, wish: Wish | None, waiting: OpenRequest) -> bool:
     """Whether a wish names the multiset of a request that is not finished.
 
@@ -251,7 +268,9 @@ def _names_same(record: Record, sources: Sources, wish: Wish | None, waiting: Op
     """
     if wish is None:
         return waiting.change.is_empty
-    samples = record.samples()
+    if wish.queued:
+        return is_served_by(record.ledger, waiting.number) and not waiting_entries(record.ledger)
+    samples, wish = record.samples(), drawn(record, wish)
     if waiting.state == "pending":
         return resolve(record, samples, hold(samples, sources.roster), wish).change.same_request(waiting.change)
     known, rest = waiting.change, wish
@@ -296,8 +315,10 @@ def _serve(
         forgotten=int(outcome["rows"]),
         amended=int(outcome["amended"]),
         admitted=int(outcome["admitted"]),
+        entries=tuple(entry.number for entry in record.queue if entry.request == request.number),
         notes=(*inexact_note(record, stages, record.stand_ins()), *left_notes(audit)),
         salt=salt[0][0].hex() if salt else "",
+        committed=tuple(part.hex() for part in request.change.committed()) if salt else (),
     )
 
 
@@ -333,12 +354,18 @@ def _make(record: Record, sources: Sources, request: OpenRequest, work: Work) ->
 
 @contextmanager
 def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
-    """Put the model back as it was if an error ends a request before its commit."""
+    """Put the model back as it was if an error ends a request before its commit.
+
+    An interrupt may also come just after it: then the model has to forget.
+    """
     before = learner.read_state()
     try:
         yield
     except BaseException as error:
         learner.write_state(before)
+        if ("pending",) not in record.ledger.rows("SELECT state FROM requests WHERE number = ?", (number,)):
+            load_last(record, learner)
+            raise
         error.add_note(
             f"Request {number} of {record.folder} stays pending and the stages it has built are kept: mend the cause "
             f"and call unlearn again, or withdraw it with Record.open({str(record.folder)!r}).cancel({number})."

@@ -102,6 +102,7 @@ def _priced(record: Record, prospect: Prospect, resolution: Resolution) -> Unlea
         forgotten=change.forgotten,
         amended=change.amended,
         admitted=change.admitted,
+        entries=resolution.entries,
         notes=(
             *full_retrain_note(todo, target.stages),
             *notes_on(resolution),
@@ -127,6 +128,7 @@ def unchanged(record: Record, resolution: Resolution, removed: Sequence[str] = (
         record=record.folder,
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
+        entries=resolution.entries,
         notes=(
             f"{_why_nothing(resolution)}; nothing was left to do",
             *inexact_note(record, stages, record.stand_ins()),
@@ -144,7 +146,7 @@ def _why_nothing(resolution: Resolution) -> str:
     if resolution.barred is not None:
         forgotten = f" ({resolution.barred} that are not recorded were forgotten)" if resolution.barred else ""
         why.append(f"no row of the data set is new{forgotten}")
-    return "; ".join(why) or "no recorded row is absent"
+    return "; ".join(why) or resolution.nothing
 
 
 def notes_on(resolution: Resolution) -> tuple[str, ...]:

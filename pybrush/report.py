@@ -23,11 +23,16 @@ _STYLE = (
 
 def write_page(result: UnlearnResult, path: Path) -> Path:
     """Write the page of a result, readable by its owner alone; return its path."""
+    return write_private(path, page(result))
+
+
+def write_private(path: Path, text: str) -> Path:
+    """Write a text file, in one step and readable by its owner alone; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(page(result))
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
@@ -36,7 +41,8 @@ def write_page(result: UnlearnResult, path: Path) -> Path:
 
 def page(result: UnlearnResult) -> str:
     """Return the page of a result as HTML text."""
-    title = f"Erasure request {result.request}" if result.request else "Erasure: nothing was changed"
+    kind_of_request = "Erasure request" if result.forgotten else "Request"
+    title = f"{kind_of_request} {result.request}" if result.request else "Erasure: nothing was changed"
     title += "" if result.is_complete else ", incomplete: files that hold what was forgotten are left"
     kind = as_plain(result.guarantee)
     parts = [
@@ -69,6 +75,8 @@ def _summary(result: UnlearnResult) -> list[tuple[str, Any]]:
         ),
         ("trained shards", ", ".join(map(str, result.shards))),
     ]
+    if result.entries:
+        rows.append(("entries of the queue", ", ".join(map(str, result.entries))))
     if result.left_out:
         rows.append(("shards left out (too few rows)", ", ".join(map(str, result.left_out))))
     return rows + [("note", note) for note in result.notes]

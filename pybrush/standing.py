@@ -145,7 +145,8 @@ def exact_guarantee(record: Record, stages: Iterable[Stage], change: Change | No
     differences = environment_differences(manifest.environment for manifest in manifests)
     amended, admitted = (False, False) if change is None else (change.amended > 0, change.admitted > 0)
     reference = REFERENCE + AMENDED * amended + ADMITTED * admitted
-    return Exact(reference, differences, assumptions_of(record))
+    found = [one for manifest in manifests for one in manifest.notes.get("assumptions", ())]
+    return Exact(reference, differences, assumptions_of(record, found))
 
 
 def guarantee_of(

@@ -13,6 +13,8 @@ from pybrush.plan import epochs_per_slice, forecast
 from pybrush.plan.forecast import Price, Sizes
 from pybrush.record import Record, RecordInfo, Verification
 from pybrush.record.info import HeldRelease, HeldRequest
+from pybrush.record.receipt import Receipt
+from pybrush.replay import Replay, StageReplay
 from pybrush.result import UnlearnResult
 
 if TYPE_CHECKING:
@@ -72,15 +74,29 @@ def show_result(result: UnlearnResult) -> None:
         ("rows forgotten", f"{result.forgotten:,}"),
         *([("rows amended", f"{result.amended:,}")] if result.amended else []),
         *([("rows admitted", f"{result.admitted:,}")] if result.admitted else []),
+        *([("entries of the queue", ", ".join(map(str, result.entries)))] if result.entries else []),
         *_guaranteed(result),
         ("method", result.method),
         ("stages rebuilt", f"{cost.stages_rebuilt} of {cost.stages}"),
         ("row visits", f"{cost.visits:,}; a retrain: {cost.retrain_visits:,}"),
         ("seconds of training", f"{cost.seconds:.1f}; a retrain: {cost.retrain_seconds:.1f}"),
         *((name, _listed(audit[key])) for key, name in _AUDIT.items() if key in audit),
-        *([("receipt", f"{result.salt} (opens the request's commitment; kept nowhere else)")] if result.salt else []),
+        *([("receipt", f"{result.salt} (part of the receipt; kept nowhere else)")] if result.salt else []),
         *(("note", note) for note in result.notes),
     ])  # fmt: skip
+
+
+def show_entry(record: Record, number: int) -> None:
+    """Show an entry that has just come into the queue, and how it is served."""
+    waiting = [entry for entry in record.queue if entry.state == "waiting"]
+    entry = next(entry for entry in waiting if entry.number == number)
+    _show("waiting", [
+        ("record", record.folder),
+        ("entry", number),
+        ("rows in the model", "those that are new when it is served" if entry.kind == "admit" else f"{entry.rows:,}"),
+        ("waiting in all", f"{len(waiting)} entries; what they name stays in the model until they are served"),
+    ])  # fmt: skip
+    show_line(f"to serve them:  pybrush unlearn record={record.folder} forget.queued=true guarantee=exact")
 
 
 _AUDIT = {
@@ -94,20 +110,49 @@ _AUDIT = {
 }
 
 
-def show_verification(record: Record, found: Verification) -> None:
-    """Show what was found to be true of a record."""
+def show_verification(record: Record, found: Verification, receipt: Receipt | None = None) -> None:
+    """Show what was found to be true of a record, and of which request a receipt is."""
+    matching = "fit the graph" if found.depth == "manifests" else "match their manifests"
     _show("clean" if found.is_clean else "not finished", [
         ("record", record.folder),
-        ("stages", f"{found.stages} match their manifests"),
+        ("depth", found.depth),
+        ("stages", f"{found.stages} {matching}"),
         *([("of these not opened", f"{found.unopened}: the key ring is not here")] if found.unopened else []),
         ("stages to be built", len(found.missing)),
         *_replaced(len(found.replaced), found.releases, len(found.secrets)),
         ("rows", f"{found.rows:,}"),
         ("events", f"{found.events} in an unbroken chain"),
         ("unfinished requests", _listed(found.pending)),
+        ("waiting in the queue", _listed(found.queued)),
         ("stages to be collected", len(found.unwanted)),
         ("files of user code", found.artefacts),
+        *([("receipt", f"of request {receipt.request}, {receipt.state}: {receipt.rows:,} rows, accepted "
+                       f"{receipt.accepted}, sealed {receipt.sealed}")] if receipt else []),
+        ("not looked at", _listed(found.not_looked_at)),
     ])  # fmt: skip
+
+
+def show_replay(found: Replay) -> None:
+    """Show what came of training stages again."""
+    allowed = found.tolerance
+    _show("does not replay" if found.outcome == "mismatch" else "replayed", [
+        ("stages", f"{len(found.stages)} of {found.of} trained again, each from its parent's stored state"),
+        ("tolerance of a tensor", f"{allowed.absolute:g} + {allowed.relative:g} x its largest number"),
+        *(row for stage in found.stages for row in _stage_rows(stage)),
+    ])  # fmt: skip
+
+
+def _stage_rows(stage: StageReplay) -> Rows:
+    yield f"shard {stage.shard}, slice {stage.slice}", f"{stage.outcome}; {stage.rows:,} rows, {stage.seconds:.1f} s"
+    for group in stage.groups:
+        if group.differing:
+            far = f"by up to {group.absolute:.1e}, {group.relative:.1e} of the largest number"
+            yield "", f"{group.name}: {group.differing} of {group.tensors} tensors differ, {far}"
+    if stage.places:
+        yield "", f"differs where no tolerance holds: {', '.join(stage.places)}"
+    yield from (("but for", difference) for difference in stage.environment)
+    if stage.environment and stage.outcome == "mismatch":
+        yield "", "rounding of another environment grows with training: replay under the recorded one to be sure"
 
 
 def show_info(found: RecordInfo) -> None:
@@ -135,6 +180,7 @@ def show_info(found: RecordInfo) -> None:
         ("marks of the forgotten", f"{marks.count:,}" + (f", the oldest of {marks.oldest}" if marks.oldest else "")),
         ("requests", ", ".join(states) or "none"),
         *(row for request in found.requests for row in _request_rows(found.folder, request)),
+        *_queue_rows(found),
     ])  # fmt: skip
 
 
@@ -160,6 +206,19 @@ def _request_rows(folder: str, request: HeldRequest) -> Rows:
         "cancel": f"or withdraw it: Record.open({folder!r}).cancel({request.number})",
     }
     yield from (("", ways[way]) for way in request.ways_out)
+
+
+def _queue_rows(found: RecordInfo) -> Rows:
+    """Tell of the entries that are not served; the others stand behind their requests."""
+    open_entries = [entry for entry in found.queue if entry.days is not None]
+    yield "queue", f"{len(open_entries)} of {len(found.queue)} entries are not served" if found.queue else "empty"
+    for entry in open_entries:
+        what = "new rows" if entry.kind == "admit" else f"{entry.kind}, {entry.rows:,} rows"
+        where = "waits" if entry.request is None else f"is taken by request {entry.request}"
+        yield f"entry {entry.number}", f"{where}, {entry.days} days old; {what}; since {entry.enqueued}"
+    if any(entry.request is None for entry in open_entries):
+        yield "", "serve them: unlearn(queued=True)"
+        yield "", f"or take one out: Record.open({found.folder!r}).withdraw(ENTRY)"
 
 
 def show_line(text: str) -> None:

@@ -13,6 +13,7 @@ from pybrush.outcome import Prospect
 from pybrush.plan.graph import Stage
 from pybrush.record.check_needed import check_needed
 from pybrush.record.check_releases import check_serving
+from pybrush.record.queue import drawn
 from pybrush.record.record import Record
 from pybrush.record.resolve import NOTHING, Resolution, Wish, resolve
 from pybrush.record.samples import Holdings, Samples, hold
@@ -49,7 +50,7 @@ def intended(
     record: Record, sources: Sources, wish: Wish | None, terms: Terms
 ) -> tuple[Resolution, Work | None]:  # fmt: skip
     """Resolve a wish and say what the record would become; None where nothing is left to do."""
-    samples = record.samples()
+    samples, wish = record.samples(), None if wish is None else drawn(record, wish)
     absent_asked, new_asked = (False, False) if wish is None else (wish.missing, wish.admits)
     holdings = holdings_of(record, samples, sources.roster, absent_asked=absent_asked, new_asked=new_asked)
     resolution = NOTHING if wish is None else resolve(record, samples, holdings, wish)

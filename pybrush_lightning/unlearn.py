@@ -38,6 +38,8 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
     ids: Sequence[Any] | None = None,
     rows: Sequence[int] | None = None,
     subjects: Sequence[Any] | None = None,
+    before: Any = None,
+    queued: bool = False,
     model: LightningModule | None = None,
     train_dataloaders: Any = None,
     val_dataloaders: Any = None,
@@ -61,6 +63,9 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         ids: ids of the samples to forget, as given to SISA.
         rows: positions in the training data set as it is now.
         subjects: persons of whom everything is forgotten; with `forget`, whose rows are meant.
+        before: a date; every row whose day is earlier is forgotten: the day given by SISA(times=...), else that on
+            which it was recorded.
+        queued: serve everything that waits in the record's queue, in one request.
         model: the module; None: the one that this trainer fitted.
         train_dataloaders: the training loader; None: the one of the fit in this process.
         val_dataloaders: the validation loaders, if something monitors them.
@@ -102,7 +107,7 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         )
     sisa = sisa_of(trainer)
     given = completed(Given(model, train_dataloaders, val_dataloaders, datamodule), sisa.given)
-    asked = Asked(forget, ids, rows, subjects, missing, duplicates, purge)
+    asked = Asked(forget, ids, rows, subjects, missing, duplicates, before, queued, purge)
     serve = serve_on_ranks if ranks.is_many(trainer) else serve_here
     with kept_randomness():
         return serve(trainer, sisa, given, asked, how)

@@ -39,7 +39,7 @@ def check_needed(record: Record, samples: Samples, stages: Sequence[Stage], todo
     for key in sorted(used & kept.keys()):
         record.store.check(key)
         leaning |= record.store.leans_on_initial(key)
-    if leaning or any(stage.starts_shard for stage in todo):
+    if leaning or todo:  # what is built starts from the initial state or leaves tensors to it
         record.store.check("initial")
         check_initial(record)
     _check_parents(record, kept)

@@ -1,7 +1,8 @@
 """Collection: removing everything that a committed request made unreachable, and looking that it is gone.
 
 It runs only as the last step of a committed request, never on a changed setting. What to search for stands
-in the pending file until then, and that file is the last thing unlinked.
+in the pending file until then, and to unlink that file is the last thing done: until then a sealed request counts
+as collected.
 """
 
 from __future__ import annotations
@@ -62,17 +63,24 @@ def collect(record: Record, number: int, strikes: Strikes, raw_ids: Sequence[byt
         record.ledger.vacuum()
         report = removed | _search(record, strikes, raw_ids, files_but(record, pending)) | _medium(record)
         with record.ledger.writing("collected"):
-            record.ledger.change("UPDATE requests SET state = 'collected' WHERE number = ?", (number,))
+            query = "UPDATE requests SET state = 'collected' WHERE number = ? AND state = 'committed'"
+            record.ledger.change(query, (number,))
         seal(record, number)
     return report
 
 
 def seal(record: Record, number: int) -> None:
-    """Unlink what the request named and close it; call under the record's lock."""
+    """Close a request and unlink what it named; call under the record's lock.
+
+    In this order, since until the last step on disk a rerun has to know what the request named: without that
+    the rerun of a request for one of several equal rows takes one more.
+    """
+    ledger = record.ledger
+    if not ledger.rows("SELECT 1 FROM requests WHERE number = ? AND state = 'sealed'", (number,)):
+        with ledger.writing("seal"):
+            ledger.change("UPDATE requests SET state = 'sealed', sealed = ? WHERE number = ?", (now(), number))
+            ledger.append_event("sealed", request=number)
     unlink(record.folder / "pending" / str(number))
-    with record.ledger.writing("seal"):
-        record.ledger.change("UPDATE requests SET state = 'sealed', sealed = ? WHERE number = ?", (now(), number))
-        record.ledger.append_event("sealed", request=number)
 
 
 def remove_unwanted(record: Record, clear: Callable[[Record], dict[str, Any]]) -> dict[str, Any]:

@@ -181,7 +181,11 @@ def _write(folder: Path, state: Any, outline: _Outline) -> None:
         plan = replace(plan, encryption={"algorithm": ALGORITHM, "ring": make_ring(folder).ring})
     store = StageStore(folder)
     remove_folder(store.initial)
-    move(store.write_aside(state, Manifest("initial")), store.initial)
+    aside = store.write_aside(state, Manifest("initial"))
+    try:
+        move(aside, store.initial)
+    finally:
+        store.let_go(aside)
     if not (folder / "ledger.sqlite").is_file():
         Ledger.create(folder / "ledger.sqlite")
     with closing(Ledger(folder / "ledger.sqlite")) as ledger, ledger.writing("plan"):

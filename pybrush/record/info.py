@@ -17,6 +17,7 @@ from typing import Literal
 from pybrush.errors import CorruptRecordError
 from pybrush.record.artefacts import left
 from pybrush.record.ledger import days_since
+from pybrush.record.queue import QueueEntry, entries_of
 from pybrush.record.record import Record, RequestInfo
 from pybrush.record.releases import commitment_of, is_rebuild, links_of, next_release, release_manifest, state_keys
 from pybrush.record.transaction import UNFINISHED
@@ -112,7 +113,7 @@ class Suppressions:
     """Marks of what was forgotten, so that it is not trained on again.
 
     Attributes:
-        count: how many names are marked, of samples and of subjects.
+        count: how many are marked: names of samples and subjects and, where ids were given, contents of samples.
         oldest: the first day of any, as 2026-01-31; None where there are none.
     """
 
@@ -148,6 +149,7 @@ class RecordInfo:
         suppressions: marks of what was forgotten.
         request_states: state -> number of requests in it.
         requests: all requests, in the order in which they came.
+        queue: all entries of the queue, in the order in which they came; those that wait have their age in days.
     """
 
     folder: str
@@ -175,6 +177,7 @@ class RecordInfo:
     suppressions: Suppressions
     request_states: Mapping[str, int]
     requests: tuple[HeldRequest, ...]
+    queue: tuple[QueueEntry, ...]
 
 
 def info(record: Record) -> RecordInfo:
@@ -191,6 +194,7 @@ def info(record: Record) -> RecordInfo:
         artefacts, were_left = list(record.artefacts()), len(left(record))
         (marks,) = ledger.rows("SELECT count(*), min(since) FROM suppressions")
         requests = tuple(map(_held_request, record.requests))
+        queue = entries_of(ledger)
     # Looked at afterwards: whoever wants to write to the ledger waits for as long as it is read.
     return RecordInfo(
         folder=str(record.folder),
@@ -220,6 +224,7 @@ def info(record: Record) -> RecordInfo:
         suppressions=Suppressions(*marks),
         request_states=dict(Counter(request.state for request in requests)),
         requests=requests,
+        queue=queue,
     )
 
 

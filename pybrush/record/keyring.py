@@ -13,10 +13,12 @@ from pathlib import Path
 
 from pybrush.errors import RecordError, SecretKeyError
 from pybrush.hashing import KEY_BYTES
-from pybrush.record.files import announced, entries, make_folder, replace, sync_folder, write_new
+from pybrush.record.files import announced, entries, make_folder, move, sync_folder, unlink, write_new
 
 _ID = "ring"
 """The file that tells one ring from others."""
+
+_NEW = ".ring.new"
 
 
 def ring_path(record: Path) -> Path:
@@ -31,7 +33,7 @@ def make_ring(record: Path) -> KeyRing:
         RecordError: where a ring with keys is there already.
     """
     folder = ring_path(record)
-    held = [path for path in entries(folder) if path.name != _ID and not path.name.startswith(".")]
+    held = [path for path in entries(folder) if path.name not in (_ID, _NEW)]
     if held:
         raise RecordError(
             f"{folder} holds {len(held)} keys of another record. If that record is gone, delete the folder; else name "
@@ -39,7 +41,9 @@ def make_ring(record: Path) -> KeyRing:
         )
     make_folder(folder)
     if not (folder / _ID).is_file():
-        replace(folder / _ID, secrets.token_bytes(16).hex().encode())
+        unlink(folder / _NEW)
+        write_new(folder / _NEW, secrets.token_bytes(16).hex().encode())
+        move(folder / _NEW, folder / _ID)
         sync_folder(folder.parent)
     return KeyRing(folder, (folder / _ID).read_text(encoding="ascii"))
 

@@ -28,7 +28,8 @@ _TABLES = """
 CREATE TABLE plan (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE samples (
     name BLOB PRIMARY KEY, placement BLOB, shard INTEGER NOT NULL, slice INTEGER NOT NULL,
-    content BLOB NOT NULL, copies INTEGER NOT NULL, position INTEGER) WITHOUT ROWID;
+    content BLOB NOT NULL, copies INTEGER NOT NULL, position INTEGER,
+    day INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE subjects (subject BLOB, name BLOB, PRIMARY KEY (subject, name)) WITHOUT ROWID;
 CREATE TABLE cells (
     shard INTEGER, slice INTEGER, rows INTEGER NOT NULL, digest BLOB NOT NULL,
@@ -47,6 +48,10 @@ CREATE TABLE artefacts (
 CREATE TABLE suppressions (name BLOB PRIMARY KEY, since TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE declarations (
     name TEXT PRIMARY KEY, statement TEXT NOT NULL, since TEXT NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE queue (
+    number INTEGER PRIMARY KEY, kind TEXT NOT NULL, rows INTEGER NOT NULL, enqueued TEXT NOT NULL, salt BLOB,
+    state TEXT NOT NULL, request INTEGER);
+CREATE TABLE queued (entry INTEGER, name BLOB, PRIMARY KEY (entry, name)) WITHOUT ROWID;
 CREATE TABLE events (
     number INTEGER PRIMARY KEY, kind TEXT NOT NULL, time TEXT NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL);
 """
@@ -83,9 +88,9 @@ def now() -> str:
 
 
 def days_since(time: str) -> int:
-    """Return the whole days since a time that `now` gave."""
+    """Return the whole days since a time that `now` gave; 0 where the clock was set back since."""
     then = datetime.strptime(time, _TIME).replace(tzinfo=UTC)
-    return (datetime.now(UTC) - then).days
+    return max(0, (datetime.now(UTC) - then).days)
 
 
 class Ledger:
@@ -107,8 +112,11 @@ class Ledger:
                 for name, (value, _) in _SETTINGS.items():
                     self._connection.execute(f"PRAGMA {name}={value}").fetchall()
                 self._connection.execute(f"PRAGMA cache_size={_CACHE}")
-                version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-                tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+                with self.snapshot():
+                    version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+                    tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+                    page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
+                    rest = self.path.stat().st_size % page_bytes
         except sqlite3.DatabaseError as error:
             reason = f"{self.path} is not a readable ledger ({error}); restore it from a backup."
             raise CorruptRecordError(reason) from error
@@ -118,7 +126,8 @@ class Ledger:
                 "Use the release of PyBrush that wrote it, or its migration."
             )
         lacking = set(re.findall(r"CREATE TABLE (\w+)", _TABLES)) - tables
-        if lacking:
+        if lacking or rest:  # SQLite takes what is missing of the last page for zeros
+            lacking |= {"the end of its last page"} if rest else set()
             raise CorruptRecordError(f"{self.path} lacks {', '.join(sorted(lacking))}; restore it from a backup.")
 
     @classmethod
@@ -202,6 +211,15 @@ class Ledger:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
+    def remove_journal(self) -> None:
+        """Remove the journal of a process that was killed before it changed the file; call under the record's lock.
+
+        It may hold names, and SQLite leaves it until the next transaction.
+        """
+        if self.path.with_name(self.path.name + "-journal").is_file():
+            with self.writing("no change"):
+                self.change(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query.
 
@@ -244,6 +262,14 @@ class Ledger:
     def change_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Run one statement for many rows inside `writing`."""
         self._connection.executemany(statement, rows)
+
+    @contextmanager
+    def listed(self, names: Iterable[bytes]) -> Iterator[str]:
+        """Let statements of the block, inside `writing`, name some rows: `WHERE name IN` what this yields."""
+        self.change("CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY)")  # in memory, see _SETTINGS
+        self.change_many("INSERT OR IGNORE INTO temp.listed VALUES (?)", ((name,) for name in names))
+        yield "(SELECT name FROM temp.listed)"
+        self.change("DELETE FROM temp.listed")
 
     def plan(self) -> dict[str, Any]:
         """Return the recorded plan; empty before the first fit."""

@@ -7,7 +7,7 @@ requests, collection, verification) works on an opened record. The layout is doc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.names import Namer
 from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
 from pybrush.record.declarations import declare
-from pybrush.record.files import erase
+from pybrush.record.files import entries, erase
 from pybrush.record.fingerprint import canonical_json
 from pybrush.record.keyring import KeyRing, ring_path
 from pybrush.record.ledger import Ledger
@@ -30,6 +30,8 @@ from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
     from pybrush.record.info import RecordInfo
+    from pybrush.record.queue import QueueEntry
+    from pybrush.record.receipt import Receipt
     from pybrush.record.verify import Depth, Verification
 
 OrderKind = Literal["shuffled", "sequential"]
@@ -222,14 +224,21 @@ class Record:
 
     @property
     def requests(self) -> tuple[RequestInfo, ...]:
-        """All requests, in the order in which they came."""
+        """All requests, in the order in which they came.
+
+        A sealed one counts as collected until the file that names its rows is unlinked.
+        """
         rows = self.ledger.rows(
             "SELECT number, state, method, rows, accepted, committed, sealed, outcome FROM requests ORDER BY number"
         )
+        named = {path.name for path in entries(self.folder / "pending")}
         return tuple(
-            RequestInfo(number, state, method, struck, accepted, committed, sealed, json.loads(outcome or "{}"))
+            RequestInfo(
+                number, "collected" if state == "sealed" and str(number) in named else state,
+                method, struck, accepted, committed, sealed, json.loads(outcome or "{}"),
+            )
             for number, state, method, struck, accepted, committed, sealed, outcome in rows
-        )
+        )  # fmt: skip
 
     def register_artefact(self, path: str | Path, stage: str, kind: str) -> None:
         """Note a file that user code is about to write and that holds the state of a stage.
@@ -308,6 +317,85 @@ class Record:
 
         return verify(self, depth)
 
+    def check_receipt(self, path: str | Path) -> Receipt:
+        """Check what `result.write_receipt` wrote against the chain of events; tell of which request it is.
+
+        Raises:
+            RecordError: where the file is no receipt, or opens no request of this record.
+            CorruptRecordError: where the chain is broken.
+        """
+        from pybrush.record.receipt import check_receipt
+
+        return check_receipt(self, Path(path))
+
+    def enqueue(
+        self, ids: Sequence[Any] | None = None, subjects: Sequence[Any] | None = None, before: Any = None
+    ) -> int:
+        """Note samples that are to be forgotten later, together with others, by `unlearn(queued=True)`.
+
+        It needs the key and neither model nor data. Until the entry is served, its samples stay in the model.
+
+        Args:
+            ids: ids of samples, as given in training.
+            subjects: persons of whom everything is to be forgotten, rows that join later included.
+            before: a date; every row whose day is earlier: the day that was given for it, else that on which it was
+                recorded.
+
+        Returns:
+            The entry's number, for `withdraw`.
+
+        Raises:
+            UnknownSamplesError: for ids or subjects that the record does not hold and never held, with their count.
+            ForgetError: for a list that names nothing, rows that were all forgotten, and ids in a record without.
+            SecretKeyError: where the key is lost.
+        """
+        from pybrush.record.queue import enqueue
+
+        return enqueue(self, ids, subjects, before)
+
+    def amend(self, ids: Sequence[Any]) -> int:
+        """Note ids whose rows changed in the data set, labels fixed say; `unlearn(queued=True)` reads them anew.
+
+        Returns:
+            The entry's number, for `withdraw`.
+
+        Raises:
+            UnknownSamplesError: for ids that the record does not hold and never held, with their count.
+            UnsupportedError: where the record knows rows by content alone, or keeps no content digests.
+        """
+        from pybrush.record.queue import amend
+
+        return amend(self, ids)
+
+    def admit(self) -> int:
+        """Note that rows of the data set which are new to the record may join when `unlearn(queued=True)` is called.
+
+        Which rows these are shows then: those that are not recorded and were never forgotten.
+
+        Returns:
+            The entry's number, for `withdraw`.
+        """
+        from pybrush.record.queue import admit
+
+        return admit(self)
+
+    def withdraw(self, entry: int) -> None:
+        """Take a waiting entry out of the queue, unserved; whom it named stays in the model.
+
+        Raises:
+            RecordError: where it does not wait.
+        """
+        from pybrush.record.queue import withdraw
+
+        withdraw(self, entry)
+
+    @property
+    def queue(self) -> tuple[QueueEntry, ...]:
+        """All entries of the queue, those that were served and withdrawn too, in the order in which they came."""
+        from pybrush.record.queue import entries_of
+
+        return entries_of(self.ledger)
+
     def cancel(self, request: int) -> None:
         """Withdraw a pending request; the stages built for it are removed, the model stays as it was.
 
@@ -331,6 +419,30 @@ class Record:
         from pybrush.adapters import adapter_of
 
         return adapter_of(module).aggregate(self, module)
+
+    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model to deploy into a folder: weights and a description, nothing else of the record.
+
+        Each file of weights is registered with its stage, like a checkpoint: a later request that replaces the stage
+        removes it. Copies of the folder are out of reach.
+
+        Args:
+            folder: a new or empty folder outside of the record.
+            overwrite: replace an earlier export in the folder; other files in it stay.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigurationError: for a folder that is not empty, or lies in the record.
+            RecordError: where a constituent is not built yet.
+            LockedError: where another process serves a request.
+            MissingExtraError: where the framework is not installed.
+        """
+        from pybrush.adapters import adapter_named
+
+        written: Path = adapter_named(self.plan.adapter).export(self, folder, overwrite=overwrite)
+        return written
 
 
 def write_plan(ledger: Ledger, plan: RecordPlan) -> None:

@@ -20,7 +20,7 @@ from pybrush.plan.graph import FORMAT
 from pybrush.record import states
 from pybrush.record.files import entries, erase, make_folder, move, remove_folder, sync_folder, write_new
 from pybrush.record.keyring import KeyRing
-from pybrush.record.sealed import check_note, check_sizes, check_stored
+from pybrush.record.sealed import StateFiles, check_note, check_sizes, check_stored
 from pybrush.record.trees import Arrays
 from pybrush.record.vault import Vault, key_id_of
 
@@ -218,6 +218,8 @@ class StageStore:
     def write_aside(self, state: Any, manifest: Manifest, secret: Any = None) -> Path:
         """Write a state and its manifest into a temporary folder, synced, and return the folder.
 
+        Until `let_go` it is kept from every sweep.
+
         Args:
             state: a typed tree.
             manifest: what is known about it; hashes and encryption are filled in.
@@ -225,17 +227,14 @@ class StageStore:
         """
         make_folder(self.tmp)
         aside = self.tmp / f"{manifest.key}.{_owner()}"
-        make_folder(aside)
         try:
+            make_folder(aside)
             files = self.vault.new_files(manifest.key, aside)
-            states.save(aside, state, files.write, None if manifest.key == "initial" else self.initial)
-            # Read back from the disk: what could not be opened again is noticed while the model still holds it.
-            sha256 = states.state_sha256(aside, files.read)
-            values = {**asdict(manifest), "sha256": sha256}
+            initial = None if manifest.key == "initial" else self.initial
+            values = {**asdict(manifest), "sha256": _saved(aside, state, files, initial)}
             if secret is not None:
                 make_folder(aside / SECRET)
-                states.save(aside / SECRET, secret, files.write)
-                values["secret_sha256"] = states.state_sha256(aside / SECRET, files.read)
+                values["secret_sha256"] = _saved(aside / SECRET, secret, files, None)
                 sync_folder(aside / SECRET)
             values["encryption"] = files.note()
             write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
@@ -243,8 +242,13 @@ class StageStore:
         except BaseException:  # half of a state must not lie about until this process has ended
             with suppress(OSError, StorageError):  # the first error tells why
                 self.drop(aside)
+            self.let_go(aside)
             raise
         return aside
+
+    def let_go(self, aside: Path) -> None:
+        """Leave a temporary folder, if it is still there, to the next sweep: it may be impossible to remove now."""
+        _own.discard(aside.name.partition(".")[2])
 
     def _opened(self, key: str) -> tuple[Manifest, states.ReadFile]:
         """Return the manifest of a state whose hash was checked, and what reads its files."""
@@ -294,8 +298,11 @@ class StageStore:
         destroyed = self.vault.destroy_all(key)
         make_folder(self.tmp)
         aside = self.tmp / f"{key}.{_owner()}"
-        move(self.path(key), aside)
-        remove_folder(aside)
+        try:
+            move(self.path(key), aside)
+            remove_folder(aside)
+        finally:
+            self.let_go(aside)
         return destroyed
 
     def sweep(self, keep: set[str]) -> None:
@@ -324,13 +331,24 @@ class StageStore:
         return note is not None and note["key_id"] == key_id
 
 
+def _saved(folder: Path, state: Any, files: StateFiles, initial: Path | None) -> str:
+    """Save a state into a folder and return its hash, once it was read back from the disk as it was written."""
+    sha256 = states.save(folder, state, files.write, initial)
+    if states.state_sha256(folder, files.read) != sha256:
+        raise CorruptRecordError(f"what was read back from {folder} is not what was written; look at the disk.")
+    return sha256
+
+
 def _has_secret(manifest: Manifest) -> bool:
     """Whether a secret state lies beside a release's state."""
     return isinstance(manifest, ReleaseManifest) and bool(manifest.secret_sha256)
 
 
 _own: set[str] = set()
-"""What this process called its temporary folders: a restarted container gives the same number to another process."""
+"""The temporary folders that this process has in hand.
+
+The number of the process does not say so: a restarted container gives it to another.
+"""
 
 
 def _owner() -> str:

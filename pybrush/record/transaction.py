@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,14 @@ import numpy as np
 
 from pybrush.change import Change
 from pybrush.errors import CorruptRecordError, RecordError
-from pybrush.names import Names, as_names, rows_of
+from pybrush.names import Names, among, as_names, rows_of
 from pybrush.plan.graph import Stage
 from pybrush.record.artefacts import Purge, remove_but_left
 from pybrush.record.collect import remove_unwanted, seal
 from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.queue import put_back, queued_subjects, settle, take
 from pybrush.record.record import Record, RequestInfo
 from pybrush.record.releases import REBUILD, commitment_of, next_release, state_keys, write_release
 from pybrush.record.samples import Samples, change_samples
@@ -131,11 +132,12 @@ def tidy(record: Record) -> None:
             if request.state == "collected" and not pending_path(record, request.number).is_file():
                 seal(record, request.number)
         record.store.sweep(record.ledger.wanted() | {"initial"})
+        record.ledger.remove_journal()
 
 
 def accept(
-    record: Record, change: Change, target: Target, purge: Purge = "delete", method: str = REBUILD,
-    edited: Iterable[int] = (),
+    record: Record, change: Change, target: Target, entries: Sequence[int] = (), purge: Purge = "delete",
+    method: str = REBUILD, edited: Iterable[int] = (),
 ) -> OpenRequest:  # fmt: skip
     """Write a request down before anything is done for it; from here it will be finished or cancelled.
 
@@ -143,6 +145,7 @@ def accept(
         record: the record.
         change: what is struck and recorded.
         target: what the record becomes.
+        entries: the entries of the queue that it serves.
         purge: how it deals with files of user code.
         method: how it is served, with settings.
         edited: shards of which the method makes new states.
@@ -153,6 +156,7 @@ def accept(
         make_folder(record.folder / "pending")
         commitment = change.commitment(salt)
         with _pending_written(record, number, change), record.ledger.writing("accept"):
+            take(record.ledger, entries, number)
             record.ledger.change(
                 "INSERT INTO requests (number, state, method, commitment, rows, accepted, purge) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -195,15 +199,21 @@ def commit(
         held: shard -> key of the release's state that serves it from now on.
     """
     strikes, plan = request.change.strikes, record.plan
-    gone = strikes.names[target.samples.find(strikes.names) < 0]
-    suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects]))
-    marks = [(row.tobytes(), now()[:10]) for row in suppressed]
+    is_gone = target.samples.find(strikes.names) < 0
+    gone, contents = strikes.names[is_gone], _gone_contents(record, strikes.contents[is_gone], target.samples)
+    lost = np.vstack([gone, strikes.subjects, strikes.orphans])
     counts = target.samples.cell_rows(plan.shards, plan.slices)
     record.samples_are(None)
     with coordinator_lock(record.folder), record.ledger.writing("commit"):
         ledger = record.ledger
         change_samples(ledger, before, target.samples, request.change)
-        ledger.change_many("INSERT OR IGNORE INTO suppressions VALUES (?, ?)", marks)
+        queued = among(strikes.orphans, as_names(queued_subjects(ledger)))  # they asked too, and wait no longer
+        marked = record.names.suppressed(np.vstack([gone, contents, strikes.subjects, strikes.orphans[queued]]))
+        since = now()[:10]
+        ledger.change_many(
+            "INSERT OR IGNORE INTO suppressions VALUES (?, ?)", ((row, since) for row in rows_of(marked))
+        )
+        settle(ledger, request.number, lost)
         ledger.change("DELETE FROM cells")
         ledger.change_many(
             "INSERT INTO cells VALUES (?, ?, ?, ?)",
@@ -218,6 +228,18 @@ def commit(
         write_release(record, request.number, request.method, commitment, outcome["guarantee"], target.stages, held)
         ledger.append_event("committed", request=request.number, commitment=commitment.hex())
     record.samples_are(target.samples)
+
+
+def _gone_contents(record: Record, contents: Names, left: Samples) -> Names:
+    """Return the contents that no sample has any more, where names are given ids that do not say them.
+
+    Not those of amended rows, which were replaced rather than forgotten.
+    """
+    known = contents[contents.any(axis=1)]
+    if record.plan.naming == "content":
+        return known[:0]
+    held = left.contents[among(left.contents, known)]
+    return np.unique(known[~among(known, held)], axis=0)
 
 
 def cancel(record: Record, number: int) -> None:
@@ -239,5 +261,6 @@ def _withdraw(record: Record, number: int) -> None:
     with record.ledger.writing("cancel"):
         record.ledger.change("UPDATE requests SET state = 'cancelled' WHERE number = ?", (number,))
         record.ledger.change("DELETE FROM salts WHERE request = ?", (number,))
+        put_back(record.ledger, number)
         record.ledger.set_wanted([*(stage.key for stage in record.graph()), *record.stand_ins().values()])
         record.ledger.append_event("cancelled", request=number)

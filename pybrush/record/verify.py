@@ -15,6 +15,7 @@ from pybrush.record.check_leftovers import check_artefacts, check_files, check_o
 from pybrush.record.check_releases import check_releases, secrets_of
 from pybrush.record.check_stages import check_digests, check_initial, check_manifests, check_sizes
 from pybrush.record.ledger import check_events, days_since
+from pybrush.record.queue import check_queue, waiting_entries
 from pybrush.record.record import Record
 from pybrush.record.samples import read_samples
 from pybrush.record.transaction import unfinished
@@ -46,6 +47,7 @@ class Verification:
         depth: how much was looked at.
         unopened: stages, of those, whose encrypted files match their manifests and were not opened, since the key ring
             is not in its place.
+        queued: entries of the queue that wait, "number: kind, rows, n days old": what was asked is not done yet.
         replaced: stages without a state for which a state of an approximate release stands, so they are not missing.
         releases: states of approximate releases, checked as the stages are.
         secrets: keys of such states beside which a secret one lies.
@@ -60,14 +62,15 @@ class Verification:
     artefacts: int
     depth: Depth = "digests"
     unopened: int = 0
+    queued: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     releases: int = 0
     secrets: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is missing, pending or unwanted."""
-        return not (self.missing or self.pending or self.unwanted)
+        """Whether nothing is missing, pending, unwanted or waiting in the queue."""
+        return not (self.missing or self.pending or self.unwanted or self.queued)
 
     @property
     def not_looked_at(self) -> tuple[str, ...]:
@@ -81,6 +84,7 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
     events = check_events(record.ledger)
     check_history(record)
     check_declarations(record)
+    check_queue(record.ledger)
     check_plan(record)
     check_cells(record)
     if depth == "digests":
@@ -107,6 +111,10 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
         artefacts=check_artefacts(record, wanted),
         depth=depth,
         unopened=sum(not record.store.can_open(key) for key in [*built, *held.values()]),
+        queued=tuple(
+            f"{entry.number}: {entry.kind}, {entry.rows} rows, {entry.days} days old"
+            for entry in waiting_entries(record.ledger)
+        ),
         replaced=replaced,
         releases=len(held),
         secrets=secrets_of(record),

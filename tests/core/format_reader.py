@@ -308,10 +308,17 @@ def semantic_digest(text):
 
 
 def added_bytes(added, pairs, places):
-    """Return rows of (name, placement name, content digest, shard, slice, copies, position) and what follows them."""
+    """Return rows of (name, placement name, content digest, shard, slice, copies, position, day) and what follows."""
     rows = b"".join(
-        name + placement + content + u64(shard) + u64(slice_) + u64(copies) + (b"\xff" * 8 if at is None else u64(at))
-        for name, placement, content, shard, slice_, copies, at in added
+        name
+        + placement
+        + content
+        + u64(shard)
+        + u64(slice_)
+        + u64(copies)
+        + (b"\xff" * 8 if at is None else u64(at))
+        + struct.pack("<q", day)
+        for name, placement, content, shard, slice_, copies, at, day in added
     )
     return rows, b"".join(subject + name for subject, name in pairs), b"".join(map(u64, places))
 
@@ -328,7 +335,7 @@ def read_pending(data):
     if content[:16] != b"PYBRUSH-PENDING1" or hashlib.sha256(content).digest() != closing:
         raise ValueError("the pending file is damaged")
     counts, at, parts = struct.unpack("<6Q", content[16:64]), 64, []
-    for count, form in zip(counts, ("<16s16sQ", "<16s", "<16s", "<16s16s16s4Q", "<16s16s", "<Q"), strict=True):
+    for count, form in zip(counts, ("<16s16sQ", "<16s", "<16s", "<16s16s16s4Qq", "<16s16s", "<Q"), strict=True):
         size = struct.calcsize(form)
         parts.append([struct.unpack(form, content[i : i + size]) for i in range(at, at + count * size, size)])
         at += count * size
@@ -339,7 +346,7 @@ def read_pending(data):
         "rows": rows,
         "subjects": [name for (name,) in subjects],
         "orphans": [name for (name,) in orphans],
-        "added": [(*row[:6], None if row[6] == MASK else row[6]) for row in added],
+        "added": [(*row[:6], None if row[6] == MASK else row[6], row[7]) for row in added],
         "pairs": pairs,
         "places": [place for (place,) in places],
     }
@@ -351,6 +358,10 @@ def commitment(salt, body, *added):
 
 def declaration_commitment(salt, name, statement):
     return hash_parts("pybrush-commit", salt, name.encode("utf-8"), statement.encode("utf-8"))
+
+
+def entry_commitment(salt, kind, names):
+    return hash_parts("pybrush-commit", salt, kind.encode("utf-8"), b"".join(sorted(names)))
 
 
 def event_digest(previous, number, kind, time, body):
@@ -469,6 +480,7 @@ def defects_of_ledger(record):
         yield "epochs per slice"
     yield from defects_of_events(tables)
     yield from defects_of_declarations(tables)
+    yield from defects_of_queue(tables)
 
 
 def defects_of_events(tables):
@@ -495,6 +507,36 @@ def defects_of_declarations(tables):
         made = declaration_commitment(row["salt"], row["name"], row["statement"]).hex()
         if made not in {body["commitment"] for body in told}:
             yield f"declaration {row['name']}"
+
+
+def defects_of_queue(tables):
+    last = {}
+    for event in sorted(tables["events"], key=lambda row: row["number"]):
+        if event["kind"] in ("queued", "served", "withdrawn"):
+            body = json.loads(event["body"])
+            last[body.pop("entry")] = (event["kind"], body)
+    pending = {row["number"] for row in tables["requests"] if row["state"] == "pending"}
+    for row in tables["queue"]:
+        if last.pop(row["number"], None) != expected_event(row, tables):
+            yield f"entry {row['number']}"
+        if row["state"] in ("waiting", "accepted") and (row["state"] == "accepted") != (row["request"] in pending):
+            yield f"request of entry {row['number']}"
+    yield from (f"no entry {number}" for number in last)
+    kinds = {row["number"]: row["kind"] for row in tables["queue"]}
+    recorded = {kind: {row["name"] for row in tables["samples"]} for kind in ("ids", "before", "amend")}
+    recorded["subjects"] = {row["subject"] for row in tables["subjects"]}
+    for row in tables["queued"]:
+        if row["name"] not in recorded.get(kinds.get(row["entry"]), ()):
+            yield "a name in the queue that is not recorded"
+
+
+def expected_event(row, tables):
+    """Return kind and body of the last event about an entry of the queue."""
+    if row["state"] in ("served", "withdrawn"):
+        return row["state"], {"request": row["request"]} if row["state"] == "served" else {}
+    held = [queued["name"] for queued in tables["queued"] if queued["entry"] == row["number"]]
+    made = entry_commitment(row["salt"] or b"", row["kind"], held)
+    return "queued", {"what": row["kind"], "commitment": made.hex()}
 
 
 DUE_EVENTS = {
@@ -623,7 +665,7 @@ def pending_commitment(salt, pending):
 
 
 def defects_of_pending(plan, pending):
-    for name, placement, _, shard, slice_, copies, position in pending["added"]:
+    for name, placement, _, shard, slice_, copies, position, _ in pending["added"]:
         if cell(placement, plan["shards"], plan["slices"]) != (shard, slice_) or copies < 1:
             yield f"row to record {name.hex()}"
         if (position is None) != (plan["order"] == "shuffled"):

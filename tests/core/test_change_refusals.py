@@ -1,5 +1,6 @@
 """What cannot be amended or admitted is refused before anything is touched, and says what to do."""
 
+import hashlib
 import shutil
 import sqlite3
 from contextlib import closing, contextmanager
@@ -151,7 +152,7 @@ def test_under_a_sequential_loader_rows_join_only_where_the_place_of_every_row_i
     assert_same_record(folder, tmp_path / "twin")
 
 
-@pytest.mark.parametrize("others", [(31, 35), (33, 38)], ids=["of-a-recorded-row", "of-a-new-row"])
+@pytest.mark.parametrize("others", [(31,), (31, 35), (33, 38)], ids=["one-recorded", "two-recorded", "new"])
 def test_under_a_sequential_loader_equal_rows_do_not_join(others, tmp_path):
     x, y = equal_rows()
     fresh = data(N + MORE, seed=5)
@@ -171,10 +172,10 @@ IN_SHARD_2 = [i for i in range(N + MORE) if shard_of(IDS[i]) == 2]
 FORGOTTEN, AMENDED = IN_SHARD_2[:2]
 
 
-@pytest.fixture
-def stopped(tmp_path):
+@pytest.fixture(params=["shuffled"])
+def stopped(request, tmp_path):
     """A record with a pending request that forgets, amends and admits, and a copy from before it."""
-    folder = record_of(tmp_path)
+    folder = record_of(tmp_path, order=request.param)
     shutil.copytree(folder, tmp_path / "before")
 
     def ask(record):
@@ -201,10 +202,15 @@ def test_a_failed_batch_is_finished_by_the_next_call_also_where_the_data_set_has
     assert_same_record(folder, tmp_path / "twin")
 
 
-def test_the_same_batch_again_is_the_same_request(stopped):
+@pytest.mark.parametrize("stopped", ["shuffled", "sequential"], indirect=True)
+def test_the_same_batch_again_is_the_same_request_and_is_finished_from_its_file(stopped, tmp_path, request):
     folder, ask = stopped
     result = unlearn(folder, relabelled(AMENDED), ask, IDS)
     assert (result.request, result.forgotten, result.amended, result.admitted) == (1, 1, 1, MORE)
+    left, order = np.arange(N + MORE) != FORGOTTEN, request.node.callspec.params["stopped"]
+    ids = [i for i in IDS if i != IDS[FORGOTTEN]]
+    fit(tmp_path / "twin", keep(relabelled(AMENDED), left), ids, order=order)[0].record.close()
+    assert_same_record(folder, tmp_path / "twin")
 
 
 def test_a_pending_batch_takes_no_other_rows_than_those_that_it_was_accepted_with(stopped):
@@ -243,9 +249,10 @@ def test_a_pending_file_whose_counts_do_not_fit_its_length_is_refused():
     whole = Change(strikes(names, names, np.ones(1, dtype=np.int64))).to_bytes()
     more = Change(strikes(names, names, np.ones(1, dtype=np.int64)), Additions(places=np.arange(3))).to_bytes()
     assert Change.from_bytes(more).additions.places.tolist() == [0, 1, 2]
-    for data_ in (whole[:-1], whole + bytes(8), b"", whole[:40]):
+    longer, shorter = (content + hashlib.sha256(content).digest() for content in (whole[:-32] + bytes(8), whole[:60]))
+    for damaged in (whole[:-1], whole + bytes(8), b"", longer, shorter):
         with pytest.raises(CorruptRecordError, match="truncated or changed"):
-            Change.from_bytes(data_)
+            Change.from_bytes(damaged)
 
 
 @contextmanager

@@ -1,16 +1,21 @@
 """Rows that are amended and rows that join: bit for bit a fit of the data set as it is afterwards."""
 
 from contextlib import closing
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from pybrush import forget
+from pybrush.build import Sources
 from pybrush.content import encode
 from pybrush.names import as_names
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
+from pybrush.record.samples import Samples, read_samples
 from pybrush.standing import ADMITTED, AMENDED, REFERENCE
 from tests import reference
+from tests.core import format_reader as reader
 from tests.core.numpy_learner import NumpyLearner, roster_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, data, fit, keep, unlearn
 
@@ -163,6 +168,16 @@ def test_more_copies_of_a_recorded_content_join_as_copies(tmp_path):
     record.assert_like_a_fit_of(range(N + MORE))
 
 
+def test_a_further_person_of_a_copy_that_joins_is_recorded_wherever_the_copy_lies_in_the_data_set(tmp_path):
+    people = [[f"subject-{i}", f"guardian-{i}"] for i in range(N + MORE)]
+    people[31] = ["subject-2", "another-guardian"]
+    record = Ledgered(tmp_path, None, people, equal_rows())
+    order = [31, *range(31)]
+    assert record.ask(order, admits=True).admitted == 2
+    record.assert_like_a_fit_of(order)
+    assert record.ask(order, subjects=["another-guardian"]).forgotten == 2
+
+
 def test_a_content_of_which_a_batch_forgets_a_copy_gets_none_in_that_batch(tmp_path):
     record, rows = Ledgered(tmp_path, None, rows=equal_rows()), equal_rows()
     # Of the two recorded copies one is left; the data set still holds four.
@@ -203,12 +218,12 @@ def test_many_rows_that_were_forgotten_do_not_join_again_either(tmp_path):
 
 def test_a_row_whose_person_changed_moves_to_that_persons_cell_and_the_old_name_is_gone(tmp_path):
     people = [[f"subject-{i % 12}"] for i in range(N + MORE)]
-    people[9] = ["only-here", "subject-4"]
+    people[9], people[16] = ["only-here", "subject-4"], ["subject-4", "subject-5"]
     record = Ledgered(tmp_path, subjects=people)
     subject = reference.subject(KEY, b"s:only-here")
     assert reference.files_holding(tmp_path / "a", [subject]) == ["ledger.sqlite"]
-    people[9], people[14] = ["somebody-else"], ["subject-2", "somebody-else"]
-    assert counts(record.ask(range(N), amended=[9, 14, 15])) == (0, 2, 0)
+    people[9], people[14], people[16] = ["somebody-else"], ["subject-2", "somebody-else"], ["subject-5", "subject-4"]
+    assert counts(record.ask(range(N), amended=[9, 14, 15, 16])) == (0, 3, 0)
     assert reference.files_holding(tmp_path / "a", [subject]) == []
     record.assert_like_a_fit_of(range(N))
     assert record.ask(range(N), subjects=["somebody-else"]).forgotten == 2
@@ -297,8 +312,11 @@ def test_the_report_shows_what_was_amended_and_admitted(tmp_path):
     record.relabel(4, 6)
     page = record.ask(names=[5], amended=[4, 6], admits=True).report(tmp_path / "page.html").read_text()
     assert all(f"<th>rows {what}</th><td>{n}</td>" in page for what, n in (("amended", 2), ("admitted", MORE)))
+    assert "<h1>Erasure request 1</h1>" in page
     plain = record.ask(names=[7]).report(tmp_path / "plain.html").read_text()
     assert "rows forgotten" in plain and "rows amended" not in plain and "rows admitted" not in plain
+    record.relabel(8)
+    assert "<h1>Request 3</h1>" in record.ask(amended=[8]).report(tmp_path / "amended.html").read_text()
 
 
 def test_the_ledger_counts_the_rows_that_a_request_changed(tmp_path):
@@ -328,6 +346,47 @@ def test_three_requests_of_all_kinds_in_a_row_resurrect_nothing_and_drop_nothing
     record.ask(range(N + 7), subjects=["subject-9"], amended=[4, 31], admits=True)
     record.ask(names=[31], admits=True)
     record.assert_like_a_fit_of([i for i in range(N + MORE) if i not in (5, 31) and i % 12 != 9])
+
+
+@ORDERS
+def test_what_a_record_remembers_of_its_samples_after_a_batch_is_what_its_ledger_says(order, tmp_path):
+    rows = Ledgered(tmp_path, subjects=PEOPLE, order=order)
+    rows.relabel(4)
+    with closing(Record.open(tmp_path / "a", KEY)) as record:
+        forgotten, amended = (record.names.samples([i]) for i in (IDS[5], IDS[4]))
+        here, ids, subjects = rows.of(range(N + MORE))
+        sources = Sources(NumpyLearner([9.0, 9.0, 9.0]), here, roster_of(here, ids, subjects)(record.names))
+        ask = Wish(forgotten, amended=amended, admits=True)
+        forget.unlearn(record, sources, ask, aggregate=lambda _: None)
+        remembered, said = record.samples(), read_samples(record.ledger)
+        assert len(said) == N + MORE - 1
+        for column in fields(Samples):
+            assert np.array_equal(getattr(remembered, column.name), getattr(said, column.name)), column.name
+
+
+@ORDERS
+def test_a_reader_that_knows_only_the_page_reads_a_batch_that_waits_and_the_record_that_it_leaves(order, tmp_path):
+    batch, learner = Ledgered(tmp_path, subjects=PEOPLE, order=order), NumpyLearner([9.0, 9.0, 9.0])
+    batch.relabel(4)
+    learner.fail_at = 2, 1
+    with pytest.raises(ArithmeticError):
+        batch.ask(learner=learner, names=[5], amended=[4], admits=True)
+    found = reader.read_record(tmp_path / "a")
+    assert reader.defects(found) == []
+    pending, ordered = found["pending"][1], order == "sequential"
+    contents = {reader.pseudonym(KEY, IDS[i]): batch.digest(i) for i in (4, *range(N, N + MORE))}
+    assert {row[0]: row[2] for row in pending["added"]} == contents
+    owners = {
+        (reader.subject_name(KEY, p), reader.pseudonym(KEY, IDS[i])) for i in (4, *range(N, 40)) for p in PEOPLE[i]
+    }
+    assert set(pending["pairs"]) == owners and pending["pairs"] == sorted(owners)
+    left = sorted((reader.pseudonym(KEY, name), i) for i, name in enumerate(IDS) if i != 5)
+    assert pending["places"] == ([i for _, i in left] if ordered else [])
+    batch.ask(names=[5], amended=[4], admits=True)
+    found = reader.read_record(tmp_path / "a")
+    assert reader.defects(found) == [] and found["pending"] == {}
+    positions = {row["name"]: row["position"] for row in found["tables"]["samples"]}
+    assert positions == {name: i if ordered else None for name, i in left}
 
 
 def test_names_of_additions_are_those_that_the_twin_gives(tmp_path):

@@ -20,7 +20,7 @@ from tests.core.damage import cut, flip, lose, stages
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.small_record import IDS, READERS, WRITERS, N, first_in, forgetting, made, opened, shard_of
 from tests.core.test_fit_and_forget import KEY, by_ids, data, fit, keep, unlearn
-from tests.core.untouched import untouched
+from tests.untouched import untouched
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.core.processes import fork, paused, status_of
 from tests.core.small_record import IDS, READERS, WRITERS, N, shard_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, keep, unlearn
 from tests.core.test_refusals import failing
-from tests.core.untouched import files_in, untouched
+from tests.untouched import files_in, untouched
 
 # Read-only
 

@@ -13,7 +13,7 @@ from pybrush.record import Record
 from pybrush.record.resolve import Wish
 from tests import reference
 from tests.core.numpy_learner import BATCH, NumpyLearner, roster_of, wish
-from tests.core.untouched import untouched
+from tests.untouched import untouched
 
 KEY = bytes(range(32))
 

@@ -34,7 +34,6 @@ from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data
 
 SMALL = {"shards": 2, "slices": 2, "epochs": 1}
 LOCKS = {"lock", "request.lock"}
-JOURNAL = "ledger.sqlite-journal"
 
 
 @pytest.fixture
@@ -87,6 +86,7 @@ class Case:
         later: mask of the rows that are still in the data set when the request is made; None for all.
         artefact: a row of which some user code left a checkpoint behind, in the record; None for none.
         first: rows, ids and subjects of the fit, where the data set has changed since.
+        enqueue: what comes into the queue after the fit, a function of the record; None for nothing.
     """
 
     rows: Any
@@ -98,11 +98,15 @@ class Case:
     later: Any = None
     artefact: int | None = None
     first: tuple | None = None
+    enqueue: Any = None
 
     def make(self, folder):
         fitted(folder, *(self.first or (self.rows, self.ids, self.subjects)))
         if self.artefact is not None:
             leave_checkpoint(folder, self.ids[self.artefact])
+        if self.enqueue is not None:
+            with closing(Record.open(folder, KEY)) as record:
+                self.enqueue(record)
 
     def serve(self, folder, ask=None):
         rows, ids, subjects = self.of(np.full(len(self.left), True) if self.later is None else self.later)
@@ -209,6 +213,20 @@ def batch_case():
     return Case(rows, ids, people, ask, left, gone, artefact=4, first=first)
 
 
+def queue_case():
+    """The same batch, which waits in the queue."""
+    case = batch_case()
+
+    def enqueue(record):
+        record.enqueue(ids=[case.ids[3]])
+        record.enqueue(subjects=["subject-5"])
+        record.amend([case.ids[i] for i in (3, 4, 10)])
+        record.admit()
+
+    case.enqueue, case.ask = enqueue, lambda _: Wish(queued=True, raw_ids=None)
+    return case
+
+
 def joining_case():
     """Rows without ids: one is forgotten, and among the new ones are copies of a recorded one and of a new one."""
     (x, y), left = data(18), np.arange(18) != 2
@@ -263,8 +281,8 @@ def _copy(base, copy):
     return copy if base is None else shutil.copytree(base, copy)
 
 
-LATE = ("after unlink 1", "before commit seal", "after commit seal")
-"""From the moment at which its file is gone nobody knows any more what a request named."""
+LAST = "after unlink 1"
+"""The last step on disk: only the answer is still to be given, and nobody knows any more what the request named."""
 
 
 def with_twins(case, scratch):
@@ -280,28 +298,45 @@ def test_a_request_killed_at_any_step_and_made_again_has_the_bits_of_a_fit_witho
     steps = []
     for step, folder in kill_points(base, case.serve, scratch):
         steps.append(step)
-        if step in LATE and name == "copies":  # the next test
+        if step == LAST and name == "copies":  # the next test
             continue
-        if step in LATE and name == "contents":  # what is known of them is the id, which was not given
-            with pytest.raises(UnknownSamplesError):
-                case.serve(folder)
-        else:
-            case.serve(folder)
+        case.serve(folder)
         assert_finished(folder, twin, case.gone)
         with closing(Record.open(folder, KEY)) as record:
             assert len(record.requests) == 1
-    assert {*LATE, "after commit accept", "after commit commit", "after vacuum"} < set(steps)
+    assert {LAST, "after commit accept", "after commit commit", "after vacuum", "after commit seal"} < set(steps)
     assert case.artefact is None or "after unlink last.ckpt" in steps
 
 
-def test_made_again_after_it_was_all_but_sealed_a_request_for_one_of_three_equal_rows_takes_one_more(scratch):
+def test_made_again_after_its_last_step_a_request_for_one_of_three_equal_rows_takes_one_more(scratch):
     case = copies_case()
     base, _ = with_twins(case, scratch)
     one_more = case.left & (np.arange(14) != 9)
     case.twin(scratch / "fewer", one_more)
-    for _, folder in kill_points(base, case.serve, scratch, LATE):
+    for _, folder in kill_points(base, case.serve, scratch, [LAST]):
         case.serve(folder)
         assert_finished(folder, scratch / "fewer", case.gone)
+
+
+def test_a_request_of_which_all_but_the_file_is_there_to_be_sealed_is_sealed(scratch):
+    case = id_case()
+    base, twin = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit collected"]):
+        (folder / "pending" / "1").unlink()
+        case.serve(folder)
+        assert_finished(folder, twin, case.gone)
+
+
+def test_until_its_file_is_unlinked_a_request_is_collected_and_not_sealed(scratch):
+    case = id_case()
+    base, _ = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit seal"]):
+        with closing(Record.open(folder, KEY)) as record:
+            assert [request.state for request in record.requests] == ["collected"]
+            assert not record.verify().is_clean
+        case.serve(folder)
+        with closing(Record.open(folder, KEY)) as record:
+            assert [kind for (kind,) in record.ledger.rows("SELECT kind FROM events")].count("sealed") == 1
 
 
 def test_another_request_after_a_kill_finishes_the_first_and_serves_its_own(scratch):
@@ -320,7 +355,8 @@ def test_another_request_after_a_kill_finishes_the_first_and_serves_its_own(scra
 def test_a_wish_that_is_refused_does_not_hold_up_a_request_that_was_committed(scratch):
     case = subject_case()
     base, twin = with_twins(case, scratch)
-    for _, folder in kill_points(base, case.serve, scratch, ["after commit commit", "after vacuum", *LATE]):
+    steps = ["after commit commit", "after vacuum", "after commit seal", LAST]
+    for _, folder in kill_points(base, case.serve, scratch, steps):
         with pytest.raises(UnknownSamplesError):
             case.serve(folder, lambda record: Wish(names=record.names.samples(["nobody"])))
         assert_finished(folder, twin, case.gone)
@@ -333,12 +369,12 @@ def test_a_rerun_may_be_killed_at_any_step_as_well(first, scratch):
     for _, stopped in kill_points(base, case.serve, scratch, [first]):
         shutil.copytree(stopped, scratch / "stopped")
     for step, folder in kill_points(scratch / "stopped", case.serve, scratch):
-        if step not in LATE:
+        if step != LAST:
             case.serve(folder)
             assert_finished(folder, twin, case.gone)
 
 
-@pytest.mark.parametrize("name", ["ids", "subject", "batch"])
+@pytest.mark.parametrize("name", ["ids", "subject"])
 def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(name, scratch):
     case = CASES[name]()
     base, twin = with_twins(case, scratch)
@@ -346,9 +382,16 @@ def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(n
         with closing(Record.open(folder, KEY)) as record:
             accepted = bool(record.requests)
         case.refit(folder)
-        if not accepted:  # nothing was written since, so SQLite has not yet removed what the kill left of its journal
-            (folder / JOURNAL).unlink(missing_ok=True)
         assert_finished(folder, *((twin, case.gone) if accepted else (base, [])))
+
+
+def test_a_fit_finishes_a_batch_that_amends_and_admits(scratch):
+    case = batch_case()
+    base, twin = with_twins(case, scratch)
+    late = ("before commit seal", "after commit seal", "after unlink 1")
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit accept", "after commit commit", *late]):
+        case.refit(folder)
+        assert_finished(folder, twin, case.gone)
 
 
 @pytest.mark.parametrize("name", ["ids", "batch"])

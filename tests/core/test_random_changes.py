@@ -109,7 +109,7 @@ class Changing(World):
         return joining
 
 
-@pytest.mark.parametrize("number", range(60))
+@pytest.mark.parametrize("number", range(40))
 def test_a_stream_of_batches_leaves_the_bits_of_a_fresh_fit_and_of_a_plain_loop(number, tmp_path):
     world = Changing(number)
     if not world.schedule(world.alive):

@@ -38,7 +38,7 @@ from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.processes import paused
 from tests.core.small_record import IDS, SUBJECTS, N, cell_of, made, shard_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
-from tests.core.untouched import untouched
+from tests.untouched import untouched
 
 
 @contextmanager
@@ -114,6 +114,7 @@ def test_a_plan_under_which_no_shard_could_be_trained_is_refused_before_there_is
 ASKS = {
     "ids": lambda rows: (by_ids(IDS[3:5]), IDS, None, "all 2 were"),
     "content": lambda rows: (lambda _: Wish(contents=contents_of(rows, [3, 4])), None, None, "all 2 were"),
+    "content of ids": lambda rows: (lambda _: Wish(contents=contents_of(rows, [3, 4])), IDS, None, "all 2 were"),
     "subjects": lambda rows: (lambda r: Wish(subjects=r.names.subjects(["subject-3"])), None, SUBJECTS, "all 1 were"),
     "both": lambda rows: (
         lambda r: Wish(contents=contents_of(rows, [3]), subjects=r.names.subjects(["subject-3"])),

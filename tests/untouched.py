@@ -36,4 +36,5 @@ def untouched(*places, read=dict):
     """
     before = files_in(*places) | read()
     yield
-    assert differences(before, files_in(*places) | read()) == []
+    changed = differences(before, files_in(*places) | read())
+    assert not changed, f"not as before: {changed}"
