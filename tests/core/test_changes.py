@@ -10,10 +10,10 @@ from pybrush import forget
 from pybrush.build import Sources
 from pybrush.content import encode
 from pybrush.names import as_names
-from pybrush.outcome import ADMITTED, AMENDED, REFERENCE
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
 from pybrush.record.samples import Samples, read_samples
+from pybrush.standing import ADMITTED, AMENDED, REFERENCE
 from tests import reference
 from tests.core import format_reader as reader
 from tests.core.numpy_learner import NumpyLearner, roster_of
