@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pybrush.errors import RecordError, SecretKeyError
 from pybrush.hashing import KEY_BYTES
-from pybrush.record.files import announced, entries, make_folder, move, sync_folder, unlink, write_new
+from pybrush.record.files import announced, entries, make_folder, move, sync_folder, unlink, write_new, writing_to
 
 _ID = "ring"
 """The file that tells one ring from others."""
@@ -112,9 +112,13 @@ class KeyRing:
         return [path.name for path in entries(self.folder) if path.name != _ID and not path.name.startswith(".")]
 
     def destroy(self, name: str) -> None:
-        """Overwrite a key and remove it, durably; one that is gone already is no error."""
+        """Overwrite a key and remove it, durably; one that is gone already is no error.
+
+        Raises:
+            StorageError: where the disk is read-only or failing.
+        """
         path = self.folder / name
-        with announced("destroy key"):
+        with announced("destroy key"), writing_to(path):
             try:
                 with path.open("r+b") as stream:
                     stream.write(bytes(KEY_BYTES))

@@ -140,16 +140,19 @@ class StageStore:
         return self._opened(key)[0] if self.can_open(key) else manifest
 
     def check_complete(self, key: str) -> None:
-        """Look that the files of a state are there and none is cut short; no tensor is read.
+        """Look that the files of a state are there and none is cut short, and its secret key; no tensor is read.
 
         Raises:
             CorruptRecordError: naming the file that is missing or cut short.
+            SecretKeyError: where the ring is there and the state's key is not in it.
         """
-        note = self.manifest(key).encryption
-        if note is None:
+        manifest = self.manifest(key)
+        if manifest.encryption is None:
             states.check_complete(self.path(key))
-        else:
-            check_sizes(note, self.path(key))
+            return
+        check_sizes(manifest.encryption, self.path(key))
+        if self.can_open(key):
+            self._reader(manifest)
 
     def leans_on_initial(self, key: str) -> bool:
         """Whether a state, its files checked before, names tensors of the initial state."""

@@ -3,6 +3,7 @@
 What is on the disk is searched and decrypted by these tests themselves (AES-GCM in one call), not by the library.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import stat
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from pybrush.errors import (
     MissingExtraError,
     RecordError,
     SecretKeyError,
+    StorageError,
     UnsupportedError,
 )
 from pybrush.record import Record, cipher, files
@@ -265,8 +268,8 @@ def test_without_the_key_ring_a_record_verifies_and_nothing_else_is_done_or_chan
     ring_of(record).rename(tmp_path / "elsewhere")
     before = everything(record)
     with closing(Record.open(record, KEY)) as opened:
-        found = opened.verify()
-        assert found.is_clean and found.unopened == found.stages > 3
+        for found in (opened.verify(), opened.verify("manifests")):
+            assert found.is_clean and found.unopened == found.stages > 3
         assert opened.info().is_encrypted and not opened.info().has_key_ring
         with pytest.raises(SecretKeyError, match=r"key ring .*a\.keys is not there"):
             opened.store.load(opened.constituents()[0])
@@ -308,7 +311,7 @@ def test_a_stage_whose_key_was_lost_is_named_and_fitting_again_trains_it_alone(r
     key = sorted(stage_folders(record))[1]
     (ring_of(record) / note_of(stage_folders(record)[key])["key_id"]).unlink()
     with closing(Record.open(record, KEY)) as opened:
-        for call in (opened.verify, lambda: opened.store.load(key)):
+        for call in (opened.verify, lambda: opened.verify("manifests"), lambda: opened.store.load(key)):
             with pytest.raises(SecretKeyError, match=f"stages/{key}.*fit again"):
                 call()
     shutil.rmtree(stage_folders(record)[key])
@@ -541,6 +544,26 @@ def test_a_state_that_cannot_be_read_back_is_noticed_before_it_is_published(reco
     with pytest.raises(CorruptRecordError, match="not what was written"):
         forgotten(record, 3)
     assert set(stage_folders(record)) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are read from /proc")
+def test_a_key_that_cannot_be_destroyed_leaves_the_request_committed_and_the_rerun_seals_it(record, monkeypatch):
+    before, real = keys_in(ring_of(record)), os.fsync
+
+    def failing(handle):
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if path.is_file() and path.read_bytes() == bytes(32):
+            raise OSError(errno.EIO, "Input/output error")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(StorageError, match=r"a\.keys/.*Input/output error"):
+            forgotten(record, 3)
+    with closing(Record.open(record, KEY)) as opened:
+        assert [request.state for request in opened.requests] == ["committed"]
+    assert forgotten(record, 3).audit["keys_destroyed"] > 0
+    assert set(before.values()) - set(keys_in(ring_of(record)).values())
 
 
 def test_the_ring_lies_beside_the_record(tmp_path):
