@@ -76,6 +76,7 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
     check_declarations(record)
     check_plan(record)
     check_cells(record)
+    record.store.vault.check_current(record.ledger)
     stages = record.graph()
     if depth == "digests":
         check_initial(record)  # first, since every stage descends from it

@@ -56,7 +56,7 @@ def ring_of(folder):
 
 
 def keys_in(ring):
-    return {path.name: path.read_bytes() for path in ring.iterdir() if path.name != "ring"}
+    return {path.name: path.read_bytes() for path in ring.iterdir() if path.name not in ("ring", "latest")}
 
 
 def stage_folders(folder):
@@ -246,19 +246,29 @@ def test_a_key_is_overwritten_before_its_file_is_unlinked(tmp_path):
     ring.destroy("name.00000000")
 
 
-def test_cancelling_destroys_the_keys_of_the_stages_that_were_built_for_the_request(record):
-    before, learner = keys_in(ring_of(record)), NumpyLearner([9.0] * 3)
-    with closing(Record.open(record, KEY)) as opened:
+def leave_pending(folder):
+    """Ask for a row of each shard, and let training fail at the last stage."""
+    learner = NumpyLearner([9.0] * 3)
+    with closing(Record.open(folder, KEY)) as opened:
         last = opened.graph()[-1]
     learner.fail_at = (last.shard, last.slice)
-    shards = {reader.cell(reader.pseudonym(KEY, i), 3, 2)[0]: i for i in IDS}  # the last is trained last
+    shards = {reader.cell(reader.pseudonym(KEY, i), 3, 2)[0]: i for i in IDS}
     with pytest.raises(ArithmeticError):
-        unlearn(record, data(20), by_ids(shards.values()), IDS, learner=learner)
-    built = keys_in(ring_of(record)).keys() - before.keys()
-    with closing(Record.open(record, KEY)) as opened:
+        unlearn(folder, data(20), by_ids(shards.values()), IDS, learner=learner)
+
+
+def cancel(folder):
+    with closing(Record.open(folder, KEY)) as opened:
         opened.cancel(1)
         assert opened.verify().is_clean
-    assert built and keys_in(ring_of(record)) == before
+
+
+def test_cancelling_destroys_the_keys_of_the_stages_that_were_built_for_the_request(record):
+    before = keys_in(ring_of(record))
+    leave_pending(record)
+    assert keys_in(ring_of(record)).keys() > before.keys()
+    cancel(record)
+    assert keys_in(ring_of(record)) == before
 
 
 # Keys that are not there
@@ -328,6 +338,59 @@ def test_a_key_file_of_another_length_is_named(record):
     path.write_bytes(path.read_bytes()[:-1])
     with closing(Record.open(record, KEY)) as opened, pytest.raises(SecretKeyError, match=r"32 bytes; it holds 31"):
         opened.store.load(key)
+
+
+def test_a_record_that_was_restored_from_a_backup_is_noticed_and_costs_no_key(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    forgotten(record, 3)
+    record.rename(tmp_path / "later")
+    shutil.copytree(tmp_path / "backup", record)
+    before = everything(tmp_path)
+    with closing(Record.open(record, KEY)) as opened:
+        for call in (
+            opened.verify,
+            lambda: opened.verify("manifests"),
+            lambda: forgotten(record, 5),
+            lambda: made(record),
+        ):
+            with pytest.raises(RecordError, match=r"older than its key ring.*delete .*a\.keys/latest"):
+                call()
+    assert everything(tmp_path) == before
+    shutil.rmtree(record)
+    (tmp_path / "later").rename(record)
+    forgotten(record, 5)
+    assert_same_record(record, made(tmp_path / "b", None, keep(data(20), WITHOUT), [IDS[i] for i in WITHOUT]))
+
+
+WITHOUT = [i for i in range(20) if i not in (3, 5)]
+
+
+def test_who_has_nothing_but_a_backup_serves_the_later_requests_again(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    forgotten(record, 3)
+    shutil.rmtree(record)
+    (tmp_path / "backup").rename(record)
+    (ring_of(record) / "latest").unlink()
+    with closing(Record.open(record, KEY)) as opened, pytest.raises(SecretKeyError, match="fit again"):
+        opened.verify()
+    doomed = [
+        path for path in stage_folders(record).values() if note_of(path)["key_id"] not in keys_in(ring_of(record))
+    ]
+    for path in doomed:
+        shutil.rmtree(path)
+    forgotten(record, 3)
+    forgotten(record, 5)
+    assert_same_record(record, made(tmp_path / "b", None, keep(data(20), WITHOUT), [IDS[i] for i in WITHOUT]))
+
+
+def test_a_cancelled_request_counts_as_progress_too(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    leave_pending(record)
+    cancel(record)
+    shutil.rmtree(record)
+    (tmp_path / "backup").rename(record)
+    with pytest.raises(RecordError, match="older than its key ring"):
+        made(record)
 
 
 # Files that are not what was encrypted
