@@ -122,6 +122,7 @@ def open_request(record: Record) -> OpenRequest | None:
 def tidy(record: Record) -> None:
     """Remove what dead processes left, and close a request of which only the seal is missing."""
     record.ledger.check_settings()
+    record.store.vault.check_current(record.ledger)
     with coordinator_lock(record.folder):
         waiting = unfinished(record)
         known = {str(request.number) for request in waiting}
