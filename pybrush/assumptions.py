@@ -5,7 +5,7 @@ Guide: docs/guarantees.md, "Under which conditions".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from pybrush.guarantee import Assumption
@@ -19,15 +19,22 @@ UNTESTED = {
     "preprocessing": "nothing fitted on the forgotten rows reached the model (scalers, vocabularies)",
     "model-selection": "architecture, settings and validation data do not depend on the forgotten rows",
     "hidden-state": "no state outside the module, optimizers and callbacks carries over between stages",
-    "adaptive-requests": "who asks to be forgotten did not choose so after seeing the model's outputs",
+    "adaptive-requests": "adaptive: false; nobody chose what to forget, or when, after seeing the model's outputs",
 }
 """What no code can test, of every record."""
 
 
-def assumptions_of(record: Record) -> tuple[Assumption, ...]:
-    """Return all assumptions of a record, each with the user's words where it was declared."""
+def assumptions_of(record: Record, found: Iterable[Mapping[str, str]] = ()) -> tuple[Assumption, ...]:
+    """Return all assumptions of a record, each with the user's words where it was declared.
+
+    Args:
+        record: the record.
+        found: name and statement of what was found while its stages were trained, repeated or not.
+    """
     words = declarations(record.ledger)
-    named = [_declared(assumption, words.get(assumption.name)) for assumption in _of_plan(record.plan)]
+    in_stages = {one["name"]: Assumption(one["name"], one["statement"], "declared", "unknown") for one in found}
+    whole = [*_of_plan(record.plan), *(in_stages[name] for name in sorted(in_stages))]
+    named = [_declared(assumption, words.get(assumption.name)) for assumption in whole]
     own = words.keys() - {assumption.name for assumption in named}
     return (PLACEMENT, *named, *(Assumption(name, words[name], "declared", "yes") for name in sorted(own)))
 

@@ -17,7 +17,6 @@ from pybrush.learner import Horizon, Learner
 from pybrush.plan.graph import Stage
 from pybrush.plan.order import Positions, Seeds, StageRows
 from pybrush.plan.outlook import Outlook, clock
-from pybrush.record.files import remove_folder
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Record
 from pybrush.record.samples import Holdings, Samples, hold
@@ -69,8 +68,9 @@ def check_rows(record: Record, samples: Samples, holdings: Holdings, sources: So
     changed = int((now != samples.contents[holdings.sample[rows]]).any(axis=1).sum())
     if changed:
         raise ContentError(
-            f"the content of {changed} rows is not what {record.folder} recorded under their ids. Restore the data, "
-            "or forget these ids and train on the new rows in a new record."
+            f"the content of {changed} rows is not what {record.folder} recorded under their ids. Restore the data; "
+            "or, where labels were fixed or samples replaced on purpose, note that with record.amend(ids) and call "
+            "unlearn(queued=True)."
         )
 
 
@@ -146,11 +146,14 @@ def _recorded(record: Record) -> list[Manifest]:
 def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook) -> Manifest:
     manifest = train(record, sources, stage, rows, outlook, stage.key)
     aside = record.store.write_aside(sources.learner.read_state(), manifest)
-    with coordinator_lock(record.folder):
-        if stage.key not in record.ledger.wanted():
-            remove_folder(aside)
-            raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
-        record.store.publish(aside, stage.key)
+    try:
+        with coordinator_lock(record.folder):
+            if stage.key not in record.ledger.wanted():
+                record.store.drop(aside)
+                raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
+            record.store.publish(aside, stage.key)
+    finally:
+        record.store.let_go(aside)
     return manifest
 
 
@@ -205,7 +208,9 @@ def _sequential(rows: StageRows, epoch: int) -> Positions:  # noqa: ARG001 (each
     return rows.sequential()
 
 
-def holdings_of(record: Record, samples: Samples, roster: Roster, *, absent_asked: bool = False) -> Holdings:
+def holdings_of(
+    record: Record, samples: Samples, roster: Roster, *, absent_asked: bool = False, new_asked: bool = False
+) -> Holdings:
     """Match a data set with the samples of a record and say what does not fit.
 
     Args:
@@ -213,11 +218,13 @@ def holdings_of(record: Record, samples: Samples, roster: Roster, *, absent_aske
         samples: what it holds.
         roster: the data set at hand.
         absent_asked: whether the caller is about to forget the absent rows, so that they need no warning.
+        new_asked: whether the caller is about to record the new rows, so that they need none either.
     """
     holdings = hold(samples, roster)
-    if holdings.unrecorded:
+    if holdings.unrecorded and not new_asked:
         _log.warning(
-            "%d rows of the data set are not recorded in %s (forgotten, or new); they are not trained on.",
+            "%d rows of the data set are not recorded in %s (forgotten, or new); they are not trained on. "
+            "record.admit() lets new ones join.",
             holdings.unrecorded,
             record.folder,
         )

@@ -91,12 +91,14 @@ def unlearn(words: Sequence[str]) -> int:
     finally:
         record.close()
     trainer, model, data = build(config, adapter)
-    request = {name: getattr(settings, name) for name in ("guarantee", "method", "duplicates", "dry_run")}
+    request = {name: getattr(settings, name) for name in ("guarantee", "method", "duplicates", "purge", "dry_run")}
     with _progress_shown():
         result = adapter.unlearn(trainer, model, data, request | what)
     tables.show_result(result)
     if settings.report is not None:
         tables.show_line(f"report: {result.report(path_of(settings.report))}")
+    if settings.receipt is not None and result.salt:
+        tables.show_line(f"receipt: {result.write_receipt(path_of(settings.receipt))}")
     return 0
 
 
@@ -107,9 +109,10 @@ def verify(words: Sequence[str]) -> int:
     try:
         again = _replayed_by(record, settings) if settings.depth == "replay" else None
         found = record.verify("manifests" if settings.depth == "manifests" else "digests")
+        receipt = None if settings.receipt is None else record.check_receipt(path_of(settings.receipt))
     finally:
         record.close()
-    tables.show_verification(record, found)
+    tables.show_verification(record, found, receipt)
     status = 0 if found.is_clean else 2
     if again is None:
         return status
@@ -233,6 +236,7 @@ def _made_by_a_script(
         request = {kind: kind}
         reading = f"{kind} = [{entry} for line in Path({settings.forget.file!r}).read_text().splitlines()]"
     request |= {"guarantee": repr(settings.guarantee)} if settings.guarantee is not None else {}
+    request |= {"purge": repr(settings.purge)} if settings.purge != "delete" else {}
     request |= {"dry_run": "True"} if settings.dry_run else {}
     return _without_config(record, adapter.script(record, reading, request))
 

@@ -63,6 +63,10 @@ class LockedError(RecordError):
     """Another process works on the record."""
 
 
+class StorageError(RecordError):
+    """The place of a record takes nothing that is written: its disk is full, read-only or failing."""
+
+
 class ErasureError(RecordError):
     """Forgotten data was found where none may be; the request stays committed, not sealed."""
 

@@ -1,8 +1,8 @@
 """The orchestrator: fit and unlearn as transactions on a record, the same for every framework.
 
-`fit` builds every stage that has no state. `unlearn` strikes rows out, builds what is missing then,
-commits, and collects what became unreachable. A crash anywhere is mended by calling again: the request
-that was accepted is finished first, and ends in the same bits. Guide: docs/record_format.md, "Requests".
+`fit` builds every stage that has no state. `unlearn` strikes rows out, amends and admits rows where asked, builds
+what is missing then, commits, and collects what became unreachable. A crash anywhere is mended by calling again:
+the request that was accepted is finished first. Guide: docs/record_format.md, "Requests".
 """
 
 from __future__ import annotations
@@ -15,12 +15,33 @@ from pathlib import Path
 from typing import Any
 
 from pybrush.build import Sources, build, check_rows, holdings_of, missing_stages
-from pybrush.errors import FingerprintError, ForgetError, GuaranteeError, RecordError
+from pybrush.change import Change
+from pybrush.errors import (
+    ContentError,
+    FingerprintError,
+    ForgetError,
+    GuaranteeError,
+    IdError,
+    RecordError,
+    UnsupportedError,
+)
 from pybrush.guarantee import Budget, as_plain
 from pybrush.learner import Learner
 from pybrush.names import Namer
-from pybrush.outcome import cost_of, exact_guarantee, foretold, full_retrain_note, notes_on, rebuilt, unchanged
+from pybrush.outcome import (
+    cost_of,
+    exact_guarantee,
+    foretold,
+    full_retrain_note,
+    left_notes,
+    notes_on,
+    rebuilt,
+    unchanged,
+)
 from pybrush.plan.graph import Stage
+from pybrush.record.artefacts import set_purge
+from pybrush.record.check_ledger import check_plan
+from pybrush.record.check_needed import check_needed
 from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
 from pybrush.record.fingerprint import check_same, plain
@@ -42,7 +63,7 @@ from pybrush.record.transaction import (
     unfinished,
     write_release,
 )
-from pybrush.request import Roster, Strikes
+from pybrush.request import Roster
 from pybrush.result import UnlearnCost, UnlearnResult
 
 _log = logging.getLogger(__name__)
@@ -91,6 +112,7 @@ def fit(
     stages = record.graph()
     todo = missing_stages(record, stages)
     holdings = holdings_of(record, samples, sources.roster)
+    check_needed(record, samples, stages, todo)
     check_rows(record, samples, holdings, sources, todo)
     built = learner.session(lambda: build(record, sources, samples, holdings, todo))
     _release_fit(record, stages)
@@ -117,11 +139,17 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
     Raises:
         FingerprintError: naming every field that differs.
     """
+    check_plan(record)
     plan = record.plan
     if (plan.adapter, plan.adapter_format) != (wish.adapter, wish.adapter_format):
         raise FingerprintError(
             f"{record.folder} was made by the adapter {plan.adapter} in format {plan.adapter_format}; this is "
             f"{wish.adapter} in format {wish.adapter_format}. Use the one that made it."
+        )
+    if wish.encrypt is not None and wish.encrypt != (plan.encryption is not None):
+        raise FingerprintError(
+            f"the stages of {record.folder} are {'not ' if wish.encrypt else ''}encrypted, which its first fit fixed. "
+            "Leave encrypt= out, or start a new record in another folder."
         )
     now = {**learner.semantic(record.names), "plan": plan_values(wish, record.names.key_id, plan)}
     check_same(record.plan.semantic, plain(now), record.folder)
@@ -130,12 +158,12 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
 def unlearn(
     record: Record, sources: Sources, wish: Wish, *, aggregate: Callable[[Record], Any], dry_run: bool = False
 ) -> UnlearnResult:
-    """Forget what a wish names, exactly, by rebuilding the stages that saw it.
+    """Do what a wish asks, exactly, by rebuilding the stages that saw what is forgotten or see what is new.
 
     Args:
         record: the opened record, its fingerprint already compared.
         sources: learner, data and names of its rows.
-        wish: what to forget.
+        wish: what to forget, to amend and to admit.
         aggregate: makes the model to hand out, after the constituent was loaded.
         dry_run: only say what would be done.
 
@@ -146,21 +174,25 @@ def unlearn(
     with request_lock(record.folder):
         if dry_run:
             resolution, work = _intended(record, sources, wish)
-            return foretold(record, resolution, None if work is None else work.target)
+            return foretold(record, resolution, None if work is None else work.target, wish.purge)
         tidy(record)
         waiting = open_request(record)
         if waiting is not None:
             same = _names_same(record, sources, wish, waiting)
+            if same:
+                set_purge(record, waiting.number, wish.purge)
             result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
             if same:
                 return result
         resolution, work = _intended(record, sources, wish)
         if work is None:
             load_last(record, sources.learner)
-            return replace(unchanged(record, resolution), model=aggregate(record))
-        request = accept(record, resolution.strikes, work.target)
+            removed = record.settle() if wish.purge == "delete" else ()
+            return replace(unchanged(record, resolution, removed), model=aggregate(record))
+        request = accept(record, work.change, work.target, wish.purge)
         result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
-    return replace(result, audit={**result.audit, "equal_rows_left": resolution.equal}, notes=notes_on(resolution))
+    audit = {**result.audit, "equal_rows_left": resolution.equal}
+    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
 
 
 def check_guarantee(method: str, guarantee: object) -> None:
@@ -228,37 +260,42 @@ def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenReque
     """
     samples = record.samples()
     if waiting.state == "pending":
-        found = resolve(record, samples, hold(samples, sources.roster), wish)
-        return found.strikes.same_request(waiting.strikes)
-    if wish.subjects is not None and wish.contents is None:
-        return {row.tobytes() for row in waiting.strikes.subjects} == {row.tobytes() for row in wish.subjects}
-    samples = samples.restored(waiting.strikes)
+        return resolve(record, samples, hold(samples, sources.roster), wish).change.same_request(waiting.change)
+    known, rest = waiting.change, wish
+    if wish.subjects is not None and wish.contents is None:  # the commit took what says which rows were theirs
+        if {row.tobytes() for row in known.strikes.subjects} != {row.tobytes() for row in wish.subjects}:
+            return False
+        if wish.names is None and wish.amended is None and not wish.admits:
+            return True
+        rest = replace(wish, subjects=None)
+    samples = samples.restored(known)
     try:
-        found = resolve(record, samples, hold(samples, sources.roster), wish)
-    except ForgetError:  # after a commit only forward; what is wrong with the wish is said when that is done
-        return False
-    return found.strikes.same_request(waiting.strikes)
+        found = resolve(record, samples, hold(samples, sources.roster), rest).change
+    except (ForgetError, UnsupportedError, ContentError, IdError):
+        return False  # after a commit only forward; what is wrong with the wish is said when that is done
+    return known.same_request(found) if rest is wish else known.covers(found)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What a request has to do: the record as it will be, the rows at hand for it, the stages to train."""
+    """What a request has to do: its change, the record as it will be, the rows at hand for it, the stages to train."""
 
+    change: Change
     target: Target
     holdings: Holdings
     todo: list[Stage]
 
 
 def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, _Work | None]:
-    """Resolve a wish and say what the record would become; None where nothing is left to strike."""
+    """Resolve a wish and say what the record would become; None where nothing is left to change."""
     samples = record.samples()
-    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing)
+    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing, new_asked=wish.admits)
     resolution = resolve(record, samples, holdings, wish)
-    found = resolution.strikes
-    if not len(found):
+    found = resolution.change
+    if found.is_empty:
         return resolution, None
-    strikes = replace(found, orphans=orphans_of(record, samples, found))
-    return replace(resolution, strikes=strikes), _feasible(record, sources, samples, strikes)
+    strikes = replace(found.strikes, orphans=orphans_of(record, samples, found))
+    return resolution, _feasible(record, sources, samples, replace(found, strikes=strikes))
 
 
 def _serve(
@@ -271,13 +308,13 @@ def _serve(
         _build_and_commit(record, sources, request, work)
     # Before collection, so that whatever stops that, the model in hand has forgotten.
     load_last(record, sources.learner)
-    audit = collect(record, request.number, request.strikes, raw_ids)
+    audit = collect(record, request.number, request.change.strikes, raw_ids)
     stages = record.graph()
     outcome = next(info.outcome for info in record.requests if info.number == request.number)
     last = {stage.shard for stage in stages}
     return UnlearnResult(
         model=aggregate(record),
-        guarantee=exact_guarantee(record, stages),
+        guarantee=exact_guarantee(record, stages, request.change),
         method=METHOD,
         request=request.number,
         cost=UnlearnCost(**outcome["cost"]),
@@ -286,14 +323,18 @@ def _serve(
         shards=tuple(sorted(last)),
         left_out=tuple(shard for shard in range(record.plan.shards) if shard not in last),
         forgotten=int(outcome["rows"]),
+        amended=int(outcome["amended"]),
+        admitted=int(outcome["admitted"]),
+        notes=left_notes(audit),
         salt=salt[0][0].hex() if salt else "",
+        committed=tuple(part.hex() for part in request.change.committed()) if salt else (),
     )
 
 
 def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, known: _Work | None) -> None:
     samples = record.samples()
     with _as_before(record, sources.learner, request.number):
-        work = known or _feasible(record, sources, samples, request.strikes)
+        work = known or _feasible(record, sources, samples, request.change)
         target = work.target
         changed = rebuilt(record, target)
         if work.todo:
@@ -301,20 +342,28 @@ def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, kn
                 _log.info("%s", note)
             sources.learner.session(lambda: build(record, sources, target.samples, work.holdings, work.todo))
         cost = cost_of(record, target.stages, changed)
-        guarantee = as_plain(exact_guarantee(record, target.stages))
+        change = request.change
+        guarantee = as_plain(exact_guarantee(record, target.stages, change))
+        counts = {"rows": change.forgotten, "amended": change.amended, "admitted": change.admitted}
         cells = [[stage.shard, stage.slice] for stage in changed]
-        outcome = {"cost": asdict(cost), "guarantee": guarantee, "rebuilt": cells, "rows": request.strikes.rows}
+        outcome = {"cost": asdict(cost), "guarantee": guarantee, "rebuilt": cells, **counts}
         commit(record, request, samples, target, outcome)
 
 
 @contextmanager
 def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
-    """Put the model back as it was if an error ends a request before its commit."""
+    """Put the model back as it was if an error ends a request before its commit.
+
+    An interrupt may also come just after it: then the model has to forget.
+    """
     before = learner.read_state()
     try:
         yield
     except BaseException as error:
         learner.write_state(before)
+        if ("pending",) not in record.ledger.rows("SELECT state FROM requests WHERE number = ?", (number,)):
+            load_last(record, learner)
+            raise
         error.add_note(
             f"Request {number} of {record.folder} stays pending and the stages it has built are kept: mend the cause "
             f"and call unlearn again, or withdraw it with Record.open({str(record.folder)!r}).cancel({number})."
@@ -322,17 +371,18 @@ def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
         raise
 
 
-def _feasible(record: Record, sources: Sources, samples: Samples, strikes: Strikes) -> _Work:
+def _feasible(record: Record, sources: Sources, samples: Samples, change: Change) -> _Work:
     """Return what there is to do, or refuse where the record that would come of it cannot be built."""
-    target = target_of(record, samples, strikes)
+    target = target_of(record, samples, change)
     if not target.stages:
         raise ForgetError(
-            f"after striking {strikes.rows} of {samples.rows} rows nothing is left to train on; delete the model and "
-            "its record instead."
+            f"after striking {change.forgotten} of {samples.rows} rows nothing is left to train on; delete the model "
+            "and its record instead."
         )
     holdings, todo = hold(target.samples, sources.roster), missing_stages(record, target.stages)
+    check_needed(record, samples, target.stages, todo)
     check_rows(record, target.samples, holdings, sources, todo)
-    return _Work(target, holdings, todo)
+    return _Work(change, target, holdings, todo)
 
 
 def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:

@@ -16,7 +16,7 @@ from pybrush.errors import ConfigurationError
 from pybrush.plan.forecast import usual_requests
 from pybrush.record.compare import Tolerance
 
-_PATHS = ("record", "report", "forget.file", "to")
+_PATHS = ("record", "report", "receipt", "forget.file", "to")
 """Settings that are paths: taken as they stand, whatever Hydra's grammar makes of their characters."""
 
 _NUMBERS = ("samples", "shards", "slices", "epochs", "model_bytes")
@@ -46,8 +46,10 @@ class UnlearnSettings:
     guarantee: str | None = None
     method: str = "auto"
     duplicates: str = "report"
+    purge: str = "delete"
     dry_run: bool = False
     report: str | None = None
+    receipt: str | None = None
     allow: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ class UnlearnSettings:
         if self.missing == (self.forget.file is not None):
             raise ConfigurationError("say what to forget, in one way: forget.file=FILE or missing=true.")
         check_page(self.report)
+        check_page(self.receipt, "receipt")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class VerifySettings:
     """
 
     record: str
+    receipt: str | None = None
     depth: str = "digests"
     stages: Any = "touched"
     tolerance: Tolerance = field(default_factory=Tolerance)
@@ -130,15 +134,15 @@ class PlanSettings:
         return self.requests if isinstance(self.requests, (list, tuple)) else [self.requests]
 
 
-def check_page(report: str | None) -> None:
-    """Check the place of a page before the request, which cannot be taken back when it turns out to have none.
+def check_page(report: str | None, name: str = "report") -> None:
+    """Check the place of a file before the request, which cannot be taken back when it turns out to have none.
 
     Raises:
         ConfigurationError: where it is no file in a folder that exists.
     """
     page = None if report is None else path_of(report).absolute()
     if page is not None and (page.is_dir() or not page.parent.is_dir()):
-        raise ConfigurationError(f"report={report} must be a file in a folder that exists.")
+        raise ConfigurationError(f"{name}={report} must be a file in a folder that exists.")
 
 
 def path_of(text: str) -> Path:

@@ -13,6 +13,7 @@ from pybrush.plan import epochs_per_slice, forecast
 from pybrush.plan.forecast import Price, Sizes
 from pybrush.record import Record, RecordInfo, Verification
 from pybrush.record.info import HeldRequest
+from pybrush.record.receipt import Receipt
 from pybrush.replay import Replay, StageReplay
 from pybrush.result import UnlearnResult
 
@@ -71,13 +72,15 @@ def show_result(result: UnlearnResult) -> None:
         ("record", result.record),
         *([("request", result.request)] if result.request else []),
         ("rows forgotten", f"{result.forgotten:,}"),
+        *([("rows amended", f"{result.amended:,}")] if result.amended else []),
+        *([("rows admitted", f"{result.admitted:,}")] if result.admitted else []),
         *_guaranteed(result),
         ("method", result.method),
         ("stages rebuilt", f"{cost.stages_rebuilt} of {cost.stages}"),
         ("row visits", f"{cost.visits:,}; a retrain: {cost.retrain_visits:,}"),
         ("seconds of training", f"{cost.seconds:.1f}; a retrain: {cost.retrain_seconds:.1f}"),
         *((name, _listed(audit[key])) for key, name in _AUDIT.items() if key in audit),
-        *([("receipt", f"{result.salt} (opens the request's commitment; kept nowhere else)")] if result.salt else []),
+        *([("receipt", f"{result.salt} (part of the receipt; kept nowhere else)")] if result.salt else []),
         *(("note", note) for note in result.notes),
     ])  # fmt: skip
 
@@ -85,25 +88,30 @@ def show_result(result: UnlearnResult) -> None:
 _AUDIT = {
     "artefacts": "files to be removed",
     "artefacts_unlinked": "files removed",
+    "artefacts_left": "files left that hold it",
+    "keys_destroyed": "keys destroyed",
     "searched": "searched the record for",
     "raw_ids_found_in": "ids found in",
     "equal_rows_left": "equal rows that stay",
 }
 
 
-def show_verification(record: Record, found: Verification) -> None:
-    """Show what was found to be true of a record."""
+def show_verification(record: Record, found: Verification, receipt: Receipt | None = None) -> None:
+    """Show what was found to be true of a record, and of which request a receipt is."""
     matching = "fit the graph" if found.depth == "manifests" else "match their manifests"
     _show("clean" if found.is_clean else "not finished", [
         ("record", record.folder),
         ("depth", found.depth),
         ("stages", f"{found.stages} {matching}"),
+        *([("of these not opened", f"{found.unopened}: the key ring is not here")] if found.unopened else []),
         ("stages to be built", len(found.missing)),
         ("rows", f"{found.rows:,}"),
         ("events", f"{found.events} in an unbroken chain"),
         ("unfinished requests", _listed(found.pending)),
         ("stages to be collected", len(found.unwanted)),
         ("files of user code", found.artefacts),
+        *([("receipt", f"of request {receipt.request}, {receipt.state}: {receipt.rows:,} rows, accepted "
+                       f"{receipt.accepted}, sealed {receipt.sealed}")] if receipt else []),
         ("not looked at", _listed(found.not_looked_at)),
     ])  # fmt: skip
 
@@ -139,6 +147,8 @@ def show_info(found: RecordInfo) -> None:
         ("record", found.folder),
         ("made", f"{found.made} by the adapter {found.adapter}"),
         ("secret key", "found" if found.has_key else "not found here; requests need it"),
+        *([("key ring", "found" if found.has_key_ring else "not found here; its stages cannot be read without it")]
+          if found.is_encrypted else []),
         ("rows", f"{found.rows:,}; {found.samples:,} different samples"),
         ("people", f"{found.subjects:,}" if found.subjects else "none named"),
         ("shards x slices", f"{found.shards} x {found.slices}, of a fit of {found.epochs} epochs"),
@@ -148,6 +158,7 @@ def show_info(found: RecordInfo) -> None:
         ("on disk", f"{_bytes(disk.everything)}; stages {_bytes(disk.stages)}, initial state {_bytes(disk.initial)}, "
                     f"ledger {_bytes(disk.ledger)}"),
         ("files of user code", f"{artefacts.count}, {_bytes(artefacts.bytes)}; {artefacts.absent} no longer exist"),
+        *([("of these left by a request", artefacts.left)] if artefacts.left else []),
         ("marks of the forgotten", f"{marks.count:,}" + (f", the oldest of {marks.oldest}" if marks.oldest else "")),
         ("requests", ", ".join(states) or "none"),
         *(row for request in found.requests for row in _request_rows(found.folder, request)),

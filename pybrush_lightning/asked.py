@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pybrush.errors import ForgetError
 from pybrush.names import Namer
+from pybrush.record.artefacts import Purge
 from pybrush.record.resolve import Wish
 from pybrush.request import Roster
 from pybrush_lightning.sample_ids import Naming, forget_dataset, rows_inside
@@ -29,6 +30,7 @@ class Asked:
     subjects: Sequence[Any] | None
     missing: bool
     duplicates: Literal["report", "forget"]
+    purge: Purge = "delete"
 
     def __post_init__(self) -> None:
         alone = [self.ids is not None, self.rows is not None, self.missing]
@@ -49,6 +51,9 @@ class Asked:
             dataset: the training data.
             roster: the names of its rows.
         """
+        return replace(self._named(naming, namer, dataset, roster), purge=self.purge)
+
+    def _named(self, naming: Naming, namer: Namer, dataset: Any, roster: Roster) -> Wish:
         subjects = None if self.subjects is None else namer.subjects(self.subjects)
         if self.ids is not None:
             if naming.kind != "ids":

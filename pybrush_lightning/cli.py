@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-_TAKEN = ("rows", "missing", "guarantee", "method", "duplicates", "dry_run")
+_TAKEN = ("rows", "missing", "guarantee", "method", "duplicates", "purge", "dry_run")
 """Arguments of `trainer.unlearn` that a command line may hold; ids and persons come from a file."""
 
 _SKIPPED = set(inspect.signature(unlearn).parameters) - set(_TAKEN)

@@ -17,8 +17,10 @@ from pybrush.plan.order import Positions, Seeds
 from pybrush_lightning import _private, fingerprint, ranks, state
 from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
 from pybrush_lightning.fresh import renew, renewed
+from pybrush_lightning.hidden import Digests, Hidden, check_generators, found_changed
 from pybrush_lightning.limits import Limits, begin_anew
 from pybrush_lightning.randomness import kept_randomness, seed_all
+from pybrush_lightning.readings import check_unchanged, fingerprint_of_rows
 from pybrush_lightning.stage_data import LoaderPlan, Share, stage_loader
 from pybrush_lightning.stage_loop import Counters, counters, installed, stage_loop
 from pybrush_lightning.supported import check_schedulers
@@ -29,6 +31,30 @@ if TYPE_CHECKING:
     from pybrush_lightning.sisa import SISA
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Digests of what training must leave as it is, since no stage stores it.
+
+    Attributes:
+        opaque: attributes and hyperparameters.
+        rows: some rows of the training data; None where they cannot be compared.
+        generators: random generators beside the global ones.
+        values: variables of the user's functions and classes.
+    """
+
+    opaque: dict[str, str]
+    rows: str | None
+    generators: Digests
+    values: Digests
+
+    def check(self, after: Beside) -> list[dict[str, str]]:
+        """Refuse what a stage may not change, and return an assumption for each other change."""
+        check_opaque(self.opaque, after.opaque)
+        check_generators(self.generators, after.generators)
+        check_unchanged(self.rows, after.rows)
+        return found_changed(self.values, after.values)
 
 
 @dataclass
@@ -57,8 +83,9 @@ class LightningLearner:
     counters: Counters = field(default_factory=lambda: Counters(0, 0, 0))
     datamodule: Any = None
     _optimization: dict[str, Any] | None = field(default=None, repr=False)
+    _hidden: Hidden | None = field(default=None, repr=False)
     _probed: dict[str, Any] | None = field(default=None, repr=False)
-    _semantic: dict[str, Any] | None = field(default=None, repr=False)
+    _semantic: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def read_state(self) -> Any:
         """Return module, callbacks and counters, and the optimization of the stage that ran last."""
@@ -80,12 +107,12 @@ class LightningLearner:
         self, data: LoaderPlan, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds
     ) -> Trained:
         """Run one fresh fit loop on the user's trainer over the stage's rows."""
-        trainer, before = self.trainer, self.counters
+        trainer, start = self.trainer, self.counters
         share = Share(trainer.global_rank, trainer.world_size)
-        loop = stage_loop(trainer, self.limits, horizon, seeds, before)
+        loop = stage_loop(trainer, self.limits, horizon, seeds, start)
         loader = stage_loader(data, rows, horizon, seeds, share)
         _private.set_train_source(loop, loader)
-        opaque = self._opaque()
+        before = self._beside()
         begin_anew(trainer, horizon)
         in_stage = self.limits.in_stage(trainer, len(loader))
         with in_stage, installed(trainer, loop), self.sisa.in_stage(trainer, horizon) as meter:
@@ -95,8 +122,9 @@ class LightningLearner:
         # Epochs are those of the plan: a stage that Lightning stopped early counts in full.
         done = counters(loop)
         self.counters = Counters(horizon.epochs_before + horizon.epochs, done.steps, done.batches)
-        ranks.agreed(trainer, lambda: check_opaque(opaque, self._opaque()))
-        return Trained(self.counters.steps - before.steps, meter.learning_rate_sum, meter.notes)
+        found = ranks.agreed(trainer, lambda: before.check(self._beside()))
+        notes = meter.notes | ({"assumptions": found} if found else {})
+        return Trained(self.counters.steps - start.steps, meter.learning_rate_sum, notes)
 
     def connect_held_optimization(self) -> None:
         """Let the trainer's optimizers be those of the state that was written last.
@@ -115,10 +143,10 @@ class LightningLearner:
         return result
 
     def semantic(self, namer: Namer) -> dict[str, Any]:
-        """Return the semantic fingerprint; it is taken once."""
-        if self._semantic is None:
-            self._semantic = self._fingerprint(namer)
-        return self._semantic
+        """Return the semantic fingerprint; it is taken once under each key."""
+        if namer.key_id not in self._semantic:
+            self._semantic[namer.key_id] = self._fingerprint(namer)
+        return self._semantic[namer.key_id]
 
     def probe(self) -> dict[str, Any]:
         """Describe what configure_optimizers returns; it is called once for this."""
@@ -150,11 +178,20 @@ class LightningLearner:
         if self.module.automatic_optimization:
             check_schedulers(configs, self.limits)
 
-    def _opaque(self) -> dict[str, str]:
-        """Return digests of what training must not change, since no stage stores it."""
+    def _beside(self) -> Beside:
+        """Return digests of what no stage stores, to be compared after one."""
+        if self._hidden is None:
+            data = [("dataset", self.plan.dataset), ("collate_fn", self.plan.loader.collate_fn)]
+            own = [("module", self.module), *state.stateful_callbacks(self.trainer)]
+            self._hidden = Hidden([*data, *own])
         hyperparameters = fingerprint.hyperparameters(self.module)
         digests = {f"module.hparams.{name}": repr(value) for name, value in hyperparameters.items()}
-        return digests | state.opaque(self.trainer, self.module)
+        return Beside(
+            opaque=digests | state.opaque(self.trainer, self.module),
+            rows=fingerprint_of_rows(self.plan.dataset, self.sisa.naming.reader),
+            generators=self._hidden.generators(),
+            values=self._hidden.values(),
+        )
 
     def _fingerprint(self, namer: Namer) -> dict[str, Any]:
         trainer, optimization = self.trainer, self.probe()

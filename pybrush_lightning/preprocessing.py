@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 Place = tuple[str, Any]
 """Where something was found, in words without values or keys, and what it is."""
 
-_MANY = 1000
+MANY = 1000
 """Entries from which a container is taken for data and not looked into."""
 
 _READING = {"__getitem__", "__getitems__", "__call__", "__iter__"}
@@ -64,8 +64,8 @@ def say_found(wish: PlanWish) -> None:
 
 def assumptions(loader: DataLoader[Any], owners: Iterable[Any] = ()) -> list[dict[str, str]]:
     """Return name and statement of each find, by name; plain JSON."""
-    reading = list(_reached([("dataset", loader.dataset), ("collate_fn", loader.collate_fn)]))
-    beside = _reached((type(owner).__name__, owner) for owner in owners)
+    reading = list(reached([("dataset", loader.dataset), ("collate_fn", loader.collate_fn)]))
+    beside = reached((type(owner).__name__, owner) for owner in owners)
     fitted: dict[str, set[str]] = {}
     for place, value in [*reading, *beside]:
         if _is_fitted(value):
@@ -73,7 +73,7 @@ def assumptions(loader: DataLoader[Any], owners: Iterable[Any] = ()) -> list[dic
     found = {name: _of_fitted(name, sorted(places)) for name, places in fitted.items()}
     for _, value in reading:
         if isinstance(value, FunctionType):
-            changing = [f"{name} ({type(held).__name__})" for name, held in _variables(value) if _is_read(name, held)]
+            changing = [f"{name} ({type(held).__name__})" for name, held in variables(value) if _is_read(name, held)]
             if changing:
                 found[value.__qualname__] = _of_function(value.__qualname__, changing)
     return [{"name": f"preprocessing:{name}", "statement": text} for name, text in sorted(found.items())]
@@ -118,7 +118,7 @@ def _is_changing(value: Any) -> bool:
     return isinstance(value, containers) or (is_array and not isinstance(value, type))
 
 
-def _reached(roots: Iterable[Place]) -> Iterator[Place]:
+def reached(roots: Iterable[Place]) -> Iterator[Place]:
     """Return what can be reached from some objects, each once, with the first place; data is not looked into."""
     waiting, seen = deque[Place](), dict[int, Any]()
     for place, value in roots:  # into these whatever they are, also where their class is an installed one
@@ -136,10 +136,10 @@ def _below(place: str, value: Any) -> Iterator[Place]:
     if isinstance(value, (type, ModuleType, torch.Tensor, np.ndarray, *_private.trainer_classes())):
         return
     if isinstance(value, (dict, list, tuple, set, frozenset, deque)):
-        items = list(value.values() if isinstance(value, dict) else value) if len(value) <= _MANY else []
+        items = list(value.values() if isinstance(value, dict) else value) if len(value) <= MANY else []
         yield from ((f"{place}[...]", item) for item in items)
     elif isinstance(value, FunctionType):
-        yield from ((f"{name} of {value.__qualname__}", held) for name, held in [*_variables(value), *_vars(value)])
+        yield from ((f"{name} of {value.__qualname__}", held) for name, held in [*variables(value), *_vars(value)])
     elif isinstance(value, MethodType):
         yield from ((place, value.__self__), (place, value.__func__))
     elif isinstance(value, partial):
@@ -176,7 +176,7 @@ def _unwrapped(held: Any) -> Any:
     return held.__func__ if isinstance(held, (staticmethod, classmethod)) else held
 
 
-def _variables(function: FunctionType) -> list[Place]:
+def variables(function: FunctionType) -> list[Place]:
     """Return what a function of the user's reads beside its arguments: closure, globals, default values."""
     if is_installed(function) or is_installed_file(function.__code__.co_filename):  # such as a package's decorator
         return []

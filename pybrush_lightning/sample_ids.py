@@ -15,15 +15,15 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from pybrush.content import encode
-from pybrush.errors import ConfigurationError, ContentError, IdError
+from pybrush.errors import ConfigurationError, IdError
 from pybrush.hashing import chained
 from pybrush.names import Namer
 from pybrush.request import Roster
 from pybrush_lightning.randomness import kept_randomness, seed_all
+from pybrush_lightning.readings import check_fixed, check_seeded, spread
 from pybrush_lightning.stage_data import is_whole
 
 IdSource = str | Sequence[Any] | Callable[[Any], Sequence[Any]]
-_READINGS = 32
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,14 @@ class Naming:
         """Name the rows of a data set under a record's key."""
         ids = None if self.by_content else self.ids_of(dataset)
         subjects = None if self.subjects is None else [_people(row) for row in _column(self.subjects, dataset)]
-        if self.content == "digest":
-            _check_stable(self.reader(dataset), len(dataset))
+        self._check(dataset)
         return Roster(namer, len(dataset), ids, subjects, None if self.content == "off" else self.reader(dataset))
+
+    def _check(self, dataset: Any) -> None:
+        """Refuse a data set whose rows cannot be trained on the same way twice, or not be named."""
+        check_seeded(dataset, self.reader)
+        if self.content == "digest":
+            check_fixed(dataset, self.reader)
 
     def reader(self, dataset: Any) -> Callable[[int], bytes]:
         """Return position -> canonical bytes of the raw sample there, read in this process."""
@@ -94,7 +99,7 @@ def glimpse(naming: Naming, dataset: Any) -> str:
     read = naming.reader(dataset) if naming.content == "digest" else lambda _: b""
     with kept_randomness():
         seed_all(0)  # augmentation is refused elsewhere, by its name
-        samples = [read(position) for position in _spread(length)]
+        samples = [read(position) for position in spread(length)]
     return chained("pybrush-meaning", str(length).encode(), ids, *samples).hex()
 
 
@@ -178,28 +183,3 @@ def _people(entry: Any) -> tuple[Any, ...]:
     if entry is None:
         return ()
     return tuple(entry) if isinstance(entry, (list, tuple)) else (entry,)
-
-
-def _spread(length: int) -> list[int]:
-    """Return some positions, evenly apart."""
-    places: list[int] = np.unique(np.linspace(0, length - 1, min(_READINGS, length)).round().astype(int)).tolist()
-    return places
-
-
-def _check_stable(read: Callable[[int], bytes], length: int) -> None:
-    """Read some samples twice under different random states; refuse a data set that changes.
-
-    Raises:
-        ContentError: naming what to pass instead.
-    """
-    positions = _spread(length)
-    with kept_randomness():
-        seed_all(1)
-        first = [read(p) for p in positions]
-        seed_all(2)
-        changed = sum(read(p) != before for p, before in zip(positions, first, strict=True))
-    if changed:
-        raise ContentError(
-            f"{changed} of {len(positions)} samples differ when they are read again (augmentation?), so rows cannot be "
-            "named or compared by content. Pass ids= and content='off', or content_of=, to SISA."
-        )

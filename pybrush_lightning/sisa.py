@@ -25,7 +25,7 @@ from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Horizon, Learner
 from pybrush.plan.placement import positive
 from pybrush.record import Record
-from pybrush.record.create import PlanWish
+from pybrush.record.create import PlanWish, check_encrypt
 from pybrush.record.secret import KeySource
 from pybrush_lightning import _private, aggregate, checkpoints, loggers, ranks, resume
 from pybrush_lightning.aggregate_step import AggregateStep, check_part
@@ -83,9 +83,12 @@ class SISA(_private.CallbackBase):
         content: "digest" keeps keyed digests of samples, "off" none.
         rebuild_all: must be False: a new generation is made by a new record.
         content_of: takes a raw sample and returns what is to be compared, for samples of unusual types.
+        encrypt: whether each stage is encrypted under a key of its own, which a request destroys with the stage; fixed
+            by the first fit. None: the record's, else False. The keys lie beside the record, in `<record>.keys`.
 
     Raises:
         ConfigurationError: for values that cannot work.
+        MissingExtraError: for `encrypt=True` where the extra `encrypt` is not installed.
         UnsupportedError: for `rebuild_all`, which this version does not have.
     """
 
@@ -105,6 +108,7 @@ class SISA(_private.CallbackBase):
         content: str = "digest",
         rebuild_all: bool = False,
         content_of: Callable[[Any], Any] | None = None,
+        encrypt: bool | None = None,
     ) -> None:
         super().__init__()
         if rebuild_all:
@@ -118,7 +122,8 @@ class SISA(_private.CallbackBase):
         self.naming = Naming(ids, subjects, content, content_of)
         self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
-        self.key, self.seed, self.step = key, seed, aggregate_step
+        check_encrypt(encrypt)
+        self.key, self.seed, self.step, self.encrypt = key, seed, aggregate_step, encrypt
         self._begin(aggregate_step)
 
     def _begin(self, step: AggregateStep) -> None:
@@ -287,6 +292,7 @@ class SISA(_private.CallbackBase):
             adapter="lightning",
             key=self.key,
             settings={"outputs": self.space, "aggregate": self.how},
+            encrypt=self.encrypt,
         )
 
     def learner(

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 
 from pybrush import forget as core
 from pybrush.errors import ConfigurationError, UnsupportedError
+from pybrush.record.artefacts import check_purge
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, checkpoints, ranks
 from pybrush_lightning.around_fit import Given
@@ -68,7 +69,9 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         method: "auto" or "rebuild".
         guarantee: None, "exact", or a Budget.
         audit: must be None; statistical audits come with their own version.
-        purge: "delete": registered checkpoints of stages that saw the samples are removed.
+        purge: "delete": registered checkpoints of stages that saw the samples are removed, and those that earlier
+            requests left. "list": they stay and are listed in `result.audit`; the request is then incomplete, and
+            `record.verify()` fails, until they are gone.
         duplicates: "report" rows equal to a forgotten one, or "forget" them too.
         missing: forget what is recorded and no longer in the training data.
         accept_changes: must be empty in this version.
@@ -84,10 +87,11 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         PyBrushError: see `pybrush.errors`; the user's objects are as before.
     """
     _check_unused(
-        retain=retain is not None, audit=audit is not None, purge=purge != "delete",
+        retain=retain is not None, audit=audit is not None,
         accept_changes=bool(accept_changes), rebuild_all=rebuild_all,
     )  # fmt: skip
     core.check_guarantee(method, guarantee)
+    check_purge(purge)
     if duplicates not in ("report", "forget"):
         raise ConfigurationError(f"duplicates must be 'report' or 'forget'; got {duplicates!r}.")
     if _private.is_trial_run(trainer):
@@ -96,7 +100,7 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         )
     sisa = sisa_of(trainer)
     given = completed(Given(model, train_dataloaders, val_dataloaders, datamodule), sisa.given)
-    asked = Asked(forget, ids, rows, subjects, missing, duplicates)
+    asked = Asked(forget, ids, rows, subjects, missing, duplicates, purge)
     serve = serve_on_ranks if ranks.is_many(trainer) else serve_here
     with kept_randomness():
         return serve(trainer, sisa, given, asked, Terms(method, guarantee, dry_run))

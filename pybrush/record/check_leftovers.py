@@ -32,7 +32,7 @@ def check_files(record: Record) -> None:
     request = _open_request(record)
     if request is not None and request.state != "pending":
         files = files_but(record, pending_path(record, request.number), record.ledger.path)
-        check_gone(files, gone_names(read_samples(record.ledger), request.strikes))
+        check_gone(files, gone_names(read_samples(record.ledger), request.change.strikes))
 
 
 def _open_request(record: Record) -> OpenRequest | None:
@@ -51,5 +51,8 @@ def check_artefacts(record: Record, wanted: set[str]) -> int:
     """
     left = [path for path, stage in record.artefacts().items() if stage not in wanted and Path(path).exists()]
     if left:
-        raise ErasureError(f"files of stages that are forgotten still exist: {json.dumps(left)}.")
+        raise ErasureError(
+            f"files of stages that are forgotten still exist: {json.dumps(left)}. Delete them; record.settle() removes "
+            "those that a request with purge='list' left."
+        )
     return sum(Path(path).exists() for path in record.artefacts())

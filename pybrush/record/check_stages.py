@@ -12,6 +12,7 @@ from pybrush.errors import CorruptRecordError
 from pybrush.plan.graph import Stage
 from pybrush.record import states
 from pybrush.record.record import Record
+from pybrush.record.store import Manifest
 
 
 def check_initial(record: Record) -> None:
@@ -30,7 +31,7 @@ def check_manifests(record: Record, stages: Iterable[Stage]) -> tuple[list[str],
     built, missing = [], []
     for stage in stages:
         if record.store.has(stage.key):
-            shas[stage.key] = _check_manifest(record, stage, shas)
+            shas[stage.key] = _check_descent(record, stage, shas)
             built.append(stage.key)
         else:
             missing.append(stage.key)
@@ -40,14 +41,13 @@ def check_manifests(record: Record, stages: Iterable[Stage]) -> tuple[list[str],
 def check_sizes(record: Record, keys: Iterable[str]) -> None:
     """Look that the files of some states are there and none is cut short; no tensor is read."""
     for key in keys:
-        states.check_complete(record.store.path(key))
+        record.store.check_complete(key)
 
 
 def check_digests(record: Record, keys: Iterable[str]) -> None:
     """Check every byte of some states against their manifests."""
     for key in keys:
-        if states.state_sha256(record.store.path(key)) != record.store.manifest(key).sha256:
-            raise CorruptRecordError(f"the state in {record.store.path(key)} is not the one that its manifest names.")
+        record.store.check(key)
 
 
 def check_release(record: Record) -> None:
@@ -65,13 +65,19 @@ def check_release(record: Record) -> None:
             raise CorruptRecordError(f"the constituents of shards {', '.join(wrong)} are not those that were released.")
 
 
-def _check_manifest(record: Record, stage: Stage, shas: dict[str, str]) -> str:
-    """Check a stage against its place in the graph; return the hash of its state."""
+def check_place(record: Record, stage: Stage) -> Manifest:
+    """Check the manifest of a stage against its place in the graph, and return it."""
     manifest = record.store.manifest(stage.key)
     expected = (stage.parent, stage.shard, stage.slice, stage.rows)
     came = (manifest.parent, manifest.shard, manifest.slice, manifest.rows)
     if came != expected:
         raise CorruptRecordError(f"stage {stage.key} should be (parent, shard, slice, rows) {expected}; it is {came}.")
+    return manifest
+
+
+def _check_descent(record: Record, stage: Stage, shas: dict[str, str]) -> str:
+    """Check the manifest of a stage against its place in the graph and its parent; return the hash of its state."""
+    manifest = check_place(record, stage)
     parent = shas.get("" if stage.starts_shard else stage.parent)
     if parent is not None and manifest.parent_sha256 != parent:
         raise CorruptRecordError(f"stage {stage.key} was not built from the state of its parent.")

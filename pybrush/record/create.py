@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +17,15 @@ from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.graph import FEWEST_ROWS, stage_graph
 from pybrush.plan.placement import positive
 from pybrush.record import states
+from pybrush.record.cipher import ALGORITHM, check_installed
 from pybrush.record.files import make_folder, move, remove_folder, sync_folder
 from pybrush.record.fingerprint import plain, semantic_digest
+from pybrush.record.keyring import make_ring
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Naming, OrderKind, Record, RecordPlan, write_plan
 from pybrush.record.samples import Samples, record_roster, write_samples
-from pybrush.record.secret import KeySource, find_or_make_key
+from pybrush.record.secret import KeySource, find_or_draw_key, keep_key
 from pybrush.record.store import Manifest, StageStore
 from pybrush.request import Roster
 
@@ -45,6 +47,7 @@ class PlanWish:
         key: the secret key's source.
         adapter_format: version of the layout of the adapter's states.
         settings: what the adapter notes in the record besides, plain JSON; not part of the fingerprint.
+        encrypt: whether each stage is encrypted under a key of its own.
     """
 
     shards: int | None
@@ -58,8 +61,10 @@ class PlanWish:
     key: KeySource = None
     adapter_format: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
+    encrypt: bool | None = None
 
     def __post_init__(self) -> None:
+        check_encrypt(self.encrypt)
         for name in ("shards", "slices", "epochs"):
             value = getattr(self, name)
             if value is not None:
@@ -68,6 +73,19 @@ class PlanWish:
             raise ConfigurationError(f"seed must be an integer of at least 0 and below 2^32; got {self.seed!r}.")
         if self.contents == "off" and self.naming == "content":
             raise ConfigurationError("without content digests rows cannot be named by content; give them ids.")
+
+
+def check_encrypt(encrypt: bool | None) -> None:
+    """Check the wish for encrypted stages before anything is made.
+
+    Raises:
+        ConfigurationError: where it is no truth value.
+        MissingExtraError: where what encrypts is not installed.
+    """
+    if encrypt is not None and type(encrypt) is not bool:
+        raise ConfigurationError(f"encrypt must be True, False or None (the record's); got {encrypt!r}.")
+    if encrypt:
+        check_installed()
 
 
 def plan_values(wish: PlanWish, key_id: str, recorded: RecordPlan | None) -> dict[str, Any]:
@@ -103,19 +121,47 @@ def create(
         state: the initial state of the model, a typed tree.
         roster_of: names the rows of the data set under the key that the record gets.
     """
+    # Before anything is written, so that what is refused leaves nothing, and not under the lock: reading all
+    # contents may take longer than other processes wait for it.
+    drawn = find_or_draw_key(folder, wish.key)
+    outline = _outline(wish, semantic_of, state, roster_of, Namer(drawn))
     make_folder(folder)
     sync_folder(folder.parent)
     with coordinator_lock(folder):
-        namer = Namer(find_or_make_key(folder, wish.key))
-    # Not under the lock: reading all contents may take longer than other processes wait for it.
-    roster, semantic = roster_of(namer), semantic_of(namer)
+        kept = keep_key(folder, wish.key, drawn)
+    if kept != drawn:  # another process was faster, and its key gives other names
+        outline = _outline(wish, semantic_of, state, roster_of, Namer(kept))
     samples = None
     with coordinator_lock(folder):
         if not _is_planned(folder):
-            samples = _write(folder, wish, semantic, state, namer, roster)
+            _write(folder, state, outline)
+            samples = outline.samples
     record = Record.open(folder, wish.key)
     record.samples_are(samples)
     return record
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """What a new record will say, under one key."""
+
+    plan: RecordPlan
+    samples: Samples
+    roster: Roster
+    encrypts: bool
+
+
+def _outline(
+    wish: PlanWish, semantic_of: Callable[[Namer], Mapping[str, Any]], state: Any,
+    roster_of: Callable[[Namer], Roster], namer: Namer,
+) -> _Outline:  # fmt: skip
+    """Name the rows and work out the plan, or refuse; nothing is written."""
+    roster = roster_of(namer)
+    whole = plain({**semantic_of(namer), "plan": plan_values(wish, namer.key_id, None)})
+    plan = _plan(wish, whole, states.init_digest(state))
+    samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
+    _check_trainable(plan, samples)
+    return _Outline(plan, samples, roster, bool(wish.encrypt))
 
 
 def _is_planned(folder: Path) -> bool:
@@ -126,27 +172,27 @@ def _is_planned(folder: Path) -> bool:
         return bool(ledger.plan())
 
 
-def _write(
-    folder: Path, wish: PlanWish, semantic: Mapping[str, Any], state: Any, namer: Namer, roster: Roster
-) -> Samples:
+def _write(folder: Path, state: Any, outline: _Outline) -> None:
     """Write everything; the plan comes last, so that a crash leaves a folder that is simply written again."""
-    whole = plain({**semantic, "plan": plan_values(wish, namer.key_id, None)})
-    plan = _plan(wish, whole, states.init_digest(state))
-    samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
-    _check_trainable(plan, samples)
+    plan, samples = outline.plan, outline.samples
     for name in FOLDERS:
         make_folder(folder / name)
+    if outline.encrypts:
+        plan = replace(plan, encryption={"algorithm": ALGORITHM, "ring": make_ring(folder).ring})
     store = StageStore(folder)
     remove_folder(store.initial)
-    move(store.write_aside(state, Manifest("initial")), store.initial)
+    aside = store.write_aside(state, Manifest("initial"))
+    try:
+        move(aside, store.initial)
+    finally:
+        store.let_go(aside)
     if not (folder / "ledger.sqlite").is_file():
         Ledger.create(folder / "ledger.sqlite")
     with closing(Ledger(folder / "ledger.sqlite")) as ledger, ledger.writing("plan"):
         write_plan(ledger, plan)
-        write_samples(ledger, samples, roster)
+        write_samples(ledger, samples, outline.roster)
         write_cells(ledger, plan, samples)
         ledger.append_event("planned", rows=samples.rows, shards=plan.shards, slices=plan.slices)
-    return samples
 
 
 def _check_trainable(plan: RecordPlan, samples: Samples) -> None:

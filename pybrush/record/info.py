@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pybrush.errors import CorruptRecordError
+from pybrush.record.artefacts import left
 from pybrush.record.ledger import days_since
 from pybrush.record.record import Record, RequestInfo
 from pybrush.record.transaction import UNFINISHED
@@ -46,11 +47,13 @@ class HeldArtefacts:
         count: how many are registered, a folder and a file inside it as two.
         bytes: of those that exist, wherever they lie, each file once.
         absent: how many no longer exist.
+        left: how many exist that a request with purge="list" left: they hold what was forgotten.
     """
 
     count: int
     bytes: int
     absent: int
+    left: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Suppressions:
     """Marks of what was forgotten, so that it is not trained on again.
 
     Attributes:
-        count: how many names are marked, of samples and of subjects.
+        count: how many are marked: names of samples and subjects and, where ids were given, contents of samples.
         oldest: the first day of any, as 2026-01-31; None where there are none.
     """
 
@@ -101,6 +104,8 @@ class RecordInfo:
         adapter: which adapter made it.
         made: time in UTC at which it was planned.
         has_key: whether a secret key was found for it.
+        is_encrypted: whether its stages are encrypted, each under a key of its own.
+        has_key_ring: whether the ring of these keys was found; False where stages are not encrypted.
         rows: rows in the model, copies counted.
         samples: different samples among them.
         subjects: people whose rows are among them, where subjects were named.
@@ -121,6 +126,8 @@ class RecordInfo:
     adapter: str
     made: str
     has_key: bool
+    is_encrypted: bool
+    has_key_ring: bool
     rows: int
     samples: int
     subjects: int
@@ -141,14 +148,14 @@ class RecordInfo:
 
 def info(record: Record) -> RecordInfo:
     """Return what a record holds (see `Record.info`)."""
-    plan, ledger = record.plan, record.ledger
+    plan, ledger, ring = record.plan, record.ledger, record.store.vault.ring
     with ledger.snapshot():
         made = _made(record)
         ((samples,),) = ledger.rows("SELECT count(*) FROM samples")
         ((subjects,),) = ledger.rows("SELECT count(DISTINCT subject) FROM subjects")
         shard_rows = _shard_rows(record)
         wanted, constituents = ledger.wanted(), record.constituents()
-        artefacts = list(record.artefacts())
+        artefacts, were_left = list(record.artefacts()), len(left(record))
         (marks,) = ledger.rows("SELECT count(*), min(since) FROM suppressions")
         requests = tuple(map(_held_request, record.requests))
     # Looked at afterwards: whoever wants to write to the ledger waits for as long as it is read.
@@ -157,6 +164,8 @@ def info(record: Record) -> RecordInfo:
         adapter=plan.adapter,
         made=made,
         has_key=record.namer is not None,
+        is_encrypted=ring is not None,
+        has_key_ring=ring is not None and ring.is_here,
         rows=sum(shard_rows),
         samples=samples,
         subjects=subjects,
@@ -169,7 +178,7 @@ def info(record: Record) -> RecordInfo:
         stages_wanted=len(wanted),
         constituents={shard: key for shard, key in constituents.items() if record.store.has(key)},
         disk=_disk_bytes(record),
-        artefacts=_held_artefacts(artefacts),
+        artefacts=_held_artefacts(artefacts, were_left),
         suppressions=Suppressions(*marks),
         request_states=dict(Counter(request.state for request in requests)),
         requests=requests,
@@ -216,11 +225,11 @@ def _disk_bytes(record: Record) -> DiskBytes:
     )
 
 
-def _held_artefacts(paths: list[str]) -> HeldArtefacts:
+def _held_artefacts(paths: list[str], were_left: int) -> HeldArtefacts:
     found = {Path(path) for path in paths if Path(path).exists()}
     # A folder may be registered beside files inside it, which count once.
     size = sum(_bytes_of(path) for path in found if found.isdisjoint(path.parents))
-    return HeldArtefacts(len(paths), size, len(paths) - len(found))
+    return HeldArtefacts(len(paths), size, len(paths) - len(found), were_left)
 
 
 def _bytes_of(path: Path) -> int:

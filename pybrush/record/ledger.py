@@ -2,23 +2,25 @@
 
 It names samples by pseudonym only. Rollback journal (a write-ahead log fails on network file systems and
 keeps deleted rows), `secure_delete` and VACUUM together, since either alone leaves names in free pages.
-The tables are the law of docs/record_format.md.
+What SQLite makes of these settings is asked of SQLite itself, since some builds ignore them without a word: a ledger
+that would keep what is deleted from it is not written. The tables are the law of docs/record_format.md.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pybrush.errors import CorruptRecordError, LockedError
+from pybrush.errors import CorruptRecordError, LockedError, UnsupportedError
 from pybrush.hashing import chained, u64
-from pybrush.record.files import announced, sync_folder
+from pybrush.record.files import announced, not_writable, sync_folder, writing_to
 
 SCHEMA_VERSION = 1
 
@@ -35,12 +37,13 @@ CREATE TABLE wanted (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE requests (
     number INTEGER PRIMARY KEY, state TEXT NOT NULL, method TEXT NOT NULL,
     commitment BLOB NOT NULL, rows INTEGER NOT NULL, accepted TEXT NOT NULL, committed TEXT, sealed TEXT,
-    outcome TEXT);
+    outcome TEXT, purge TEXT NOT NULL DEFAULT 'delete');
 CREATE TABLE salts (request INTEGER PRIMARY KEY, salt BLOB NOT NULL);
 CREATE TABLE releases (
     key TEXT PRIMARY KEY, parent TEXT, request INTEGER, method TEXT NOT NULL, guarantee TEXT NOT NULL,
     constituents TEXT NOT NULL, made TEXT NOT NULL);
-CREATE TABLE artefacts (path TEXT PRIMARY KEY, stage TEXT NOT NULL, kind TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE artefacts (
+    path TEXT PRIMARY KEY, stage TEXT NOT NULL, kind TEXT NOT NULL, request INTEGER) WITHOUT ROWID;
 CREATE TABLE suppressions (name BLOB PRIMARY KEY, since TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE declarations (
     name TEXT PRIMARY KEY, statement TEXT NOT NULL, since TEXT NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID;
@@ -49,16 +52,27 @@ CREATE TABLE events (
 """
 
 
-_SETTINGS = (
-    *("journal_mode=DELETE", "secure_delete=ON", "temp_store=MEMORY", "synchronous=EXTRA"),
-    "cache_size=-65536",  # KiB; names are hashes, so a request's rows lie on as many pages
-)
+_SETTINGS = {
+    "journal_mode": ("DELETE", "delete"),
+    "secure_delete": ("ON", 1),
+    "temp_store": ("MEMORY", 2),
+    "synchronous": ("EXTRA", 3),
+}
+"""Setting -> what is asked for, and what SQLite answers where it does that."""
+
+_CACHE = -65536
+"""KiB, negative: names are hashes, so a request's rows lie on as many pages."""
+
+_FILES_ALWAYS = "TEMP_STORE=0"
+"""Compile option of builds that write temporary files, whatever `temp_store` says and answers."""
 
 _PATIENCE = 60.0
 """Seconds that a connection waits for others."""
 
 _PIECE = 1000
 """Rows that `pieces` fetches at a time: more cost memory, fewer time."""
+
+_UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -69,9 +83,9 @@ def now() -> str:
 
 
 def days_since(time: str) -> int:
-    """Return the whole days since a time that `now` gave."""
+    """Return the whole days since a time that `now` gave; 0 where the clock was set back since."""
     then = datetime.strptime(time, _TIME).replace(tzinfo=UTC)
-    return (datetime.now(UTC) - then).days
+    return max(0, (datetime.now(UTC) - then).days)
 
 
 class Ledger:
@@ -81,41 +95,52 @@ class Ledger:
         self.path = path
         self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
         try:
-            version = self._begun()
+            self._begin()
         except BaseException:
             self._connection.close()
             raise
-        if version != SCHEMA_VERSION:
-            self._connection.close()
-            raise CorruptRecordError(
-                f"{path} has format version {version}; this PyBrush reads version {SCHEMA_VERSION}. "
-                "Use the release of PyBrush that wrote it, or its migration."
-            )
 
-    def _begun(self) -> int:
-        """Make the settings and return the format's version."""
+    def _begin(self) -> None:
+        """Make the settings, and look that the file is of this version and has all its tables."""
         try:
             with _waiting_for(self.path):
-                for setting in _SETTINGS:
-                    self._connection.execute(f"PRAGMA {setting}").fetchall()
-                return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+                for name, (value, _) in _SETTINGS.items():
+                    self._connection.execute(f"PRAGMA {name}={value}").fetchall()
+                self._connection.execute(f"PRAGMA cache_size={_CACHE}")
+                with self.snapshot():
+                    version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+                    tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+                    page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
+                    rest = self.path.stat().st_size % page_bytes
         except sqlite3.DatabaseError as error:
             reason = f"{self.path} is not a readable ledger ({error}); restore it from a backup."
             raise CorruptRecordError(reason) from error
+        if version != SCHEMA_VERSION:
+            raise CorruptRecordError(
+                f"{self.path} has format version {version}; this PyBrush reads version {SCHEMA_VERSION}. "
+                "Use the release of PyBrush that wrote it, or its migration."
+            )
+        lacking = set(re.findall(r"CREATE TABLE (\w+)", _TABLES)) - tables
+        if lacking or rest:  # SQLite takes what is missing of the last page for zeros
+            lacking |= {"the end of its last page"} if rest else set()
+            raise CorruptRecordError(f"{self.path} lacks {', '.join(sorted(lacking))}; restore it from a backup.")
 
     @classmethod
     def create(cls, path: Path) -> None:
         """Make an empty ledger that only its owner may read; the journal inherits the mode."""
         temporary = path.with_name(path.name + ".new")
-        temporary.unlink(missing_ok=True)
-        with announced("write ledger"):
+        with announced("write ledger"), writing_to(temporary), _waiting_for(temporary):
+            temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            temporary.chmod(0o600)
-            connection = sqlite3.connect(temporary, isolation_level=None)
-            connection.executescript(f"PRAGMA synchronous=EXTRA; BEGIN; {_TABLES} COMMIT;")
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            connection.close()
-        with announced("rename ledger"):
+            try:
+                temporary.chmod(0o600)
+                with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                    connection.executescript(f"PRAGMA synchronous=EXTRA; BEGIN; {_TABLES} COMMIT;")
+                    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            except BaseException:
+                temporary.unlink()
+                raise
+        with announced("rename ledger"), writing_to(path):
             temporary.replace(path)
             sync_folder(path.parent)
 
@@ -123,14 +148,49 @@ class Ledger:
         """Close the connection."""
         self._connection.close()
 
+    def answers(self) -> dict[str, Any]:
+        """Return SQLite's version, and what it answers to each setting on which erasure and durability rest."""
+        found = {name: self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SETTINGS}
+        if (_FILES_ALWAYS,) in self._connection.execute("PRAGMA compile_options").fetchall():
+            found["temp_store"] = f"{found['temp_store']}, and {_FILES_ALWAYS}"
+        return {"version": sqlite3.sqlite_version, **found}
+
+    def check_settings(self) -> None:
+        """Check that SQLite does what it was asked for.
+
+        Raises:
+            UnsupportedError: naming each setting that it does not follow.
+        """
+        answers = self.answers()
+        wrong = [
+            f"{name}={asked} (it answers {answers[name]})"
+            for name, (asked, expected) in _SETTINGS.items()
+            if answers[name] != expected
+        ]
+        if wrong:
+            raise UnsupportedError(
+                f"SQLite {answers['version']} does not follow {', '.join(wrong)}, so {self.path} could keep what is "
+                "deleted from it, or lose what was committed. Nothing is written. Use a Python whose SQLite does."
+            )
+
     @contextmanager
     def writing(self, purpose: str) -> Iterator[None]:
-        """One transaction, all or nothing."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        """One transaction, all or nothing.
+
+        Raises:
+            LockedError: where another connection holds the file.
+            StorageError: where the disk is full or read-only.
+            CorruptRecordError: where the file is damaged.
+            UnsupportedError: where SQLite does not follow its settings.
+        """
+        self.check_settings()
+        with _waiting_for(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            with announced(f"commit {purpose}"), _waiting_for(self.path):
-                self._connection.execute("COMMIT")
+            with self._explained():
+                yield
+                with announced(f"commit {purpose}"):
+                    self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -146,17 +206,26 @@ class Ledger:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
+    def remove_journal(self) -> None:
+        """Remove the journal of a process that was killed before it changed the file; call under the record's lock.
+
+        It may hold names, and SQLite leaves it until the next transaction.
+        """
+        if self.path.with_name(self.path.name + "-journal").is_file():
+            with self.writing("no change"):
+                self.change(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query.
 
         Raises:
             CorruptRecordError: where the file is truncated or damaged.
         """
-        with self._reading():
+        with self._explained():
             return self._connection.execute(query, tuple(values)).fetchall()
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         try:
             with _waiting_for(self.path):
                 yield
@@ -172,7 +241,7 @@ class Ledger:
         Raises:
             CorruptRecordError: where the file is truncated or damaged.
         """
-        with self._reading():
+        with self._explained():
             cursor = self._connection.execute(query)
             while rows := cursor.fetchmany(_PIECE):
                 yield rows
@@ -215,6 +284,7 @@ class Ledger:
 
         Raises:
             LockedError: where another connection held the file; collection is then repeated.
+            StorageError: where the disk is full or read-only; the same.
         """
         with announced("vacuum"), _waiting_for(self.path):
             self._connection.execute("VACUUM")
@@ -222,13 +292,17 @@ class Ledger:
 
 @contextmanager
 def _waiting_for(path: Path) -> Iterator[None]:
-    """Turn SQLite's busy answer, given after the connection's time-out, into ours."""
+    """Turn SQLite's busy answer, given after the connection's time-out, into ours, and what it says of a bad disk."""
     try:
         yield
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise
-        raise LockedError(f"another connection holds {path}; close it, or end its process, and call again.") from error
+        code = error.sqlite_errorcode & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            reason = f"another connection holds {path}; close it, or end its process, and call again."
+            raise LockedError(reason) from error
+        if code in _UNWRITABLE:
+            raise not_writable(path, error) from error
+        raise
 
 
 def event_digest(previous: bytes, number: int, kind: str, time: str, body: str) -> bytes:

@@ -12,25 +12,26 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pybrush.errors import LockedError
+from pybrush.record.files import writing_to
 
-WAIT_SECONDS = 60.0
+_PATIENCE = 60.0
+"""Seconds that a process waits for another one's writing."""
 
 
 @contextmanager
-def coordinator_lock(folder: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
+def coordinator_lock(folder: Path) -> Iterator[None]:
     """Hold the lock under which ledger and folders are changed; never held while a stage trains.
 
     Raises:
-        LockedError: where another process holds it for longer than `wait` seconds.
+        LockedError: where another process holds it for longer than a minute.
+        StorageError: where the folder is read-only.
     """
-    try:
-        with FileLock(folder / "lock", timeout=wait, mode=0o600, thread_local=False):
-            yield
-    except Timeout as error:
-        raise LockedError(
-            f"another process has been writing to {folder} for more than {wait:.0f} seconds; "
-            "wait for it, or end it, and call again."
-        ) from error
+    busy = (
+        f"another process has been writing to {folder} for more than {_PATIENCE:.0f} seconds; "
+        "wait for it, or end it, and call again."
+    )
+    with _held(folder / "lock", _PATIENCE, busy):
+        yield
 
 
 @contextmanager
@@ -39,11 +40,22 @@ def request_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         LockedError: at once where another process serves a request on this record.
+        StorageError: where the folder is read-only.
     """
+    busy = f"another process serves a request on {folder}; wait until it has finished and call again."
+    with _held(folder / "request.lock", 0, busy):
+        yield
+
+
+@contextmanager
+def _held(path: Path, seconds: float, busy: str) -> Iterator[None]:
+    lock = FileLock(path, timeout=seconds, mode=0o600, thread_local=False)
     try:
-        with FileLock(folder / "request.lock", timeout=0, mode=0o600, thread_local=False):
-            yield
+        with writing_to(path):
+            lock.acquire()
     except Timeout as error:
-        raise LockedError(
-            f"another process serves a request on {folder}; wait until it has finished and call again."
-        ) from error
+        raise LockedError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -19,8 +19,9 @@ from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.names import Namer
 from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
 from pybrush.record.declarations import declare
-from pybrush.record.files import erase
+from pybrush.record.files import entries, erase
 from pybrush.record.fingerprint import canonical_json
+from pybrush.record.keyring import KeyRing, ring_path
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.samples import Samples, read_samples
@@ -29,6 +30,7 @@ from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
     from pybrush.record.info import RecordInfo
+    from pybrush.record.receipt import Receipt
     from pybrush.record.verify import Depth, Verification
 
 OrderKind = Literal["shuffled", "sequential"]
@@ -55,6 +57,7 @@ class RecordPlan:
         adapter_format: version of the layout of the adapter's states.
         settings: what the adapter notes besides; not part of the fingerprint.
         generation: 1; grows when everything is rebuilt from a new initial state.
+        encryption: `algorithm` and the id of the key `ring` where stages are encrypted; None where they are not.
     """
 
     shards: int
@@ -73,6 +76,7 @@ class RecordPlan:
     adapter_format: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 1
+    encryption: Mapping[str, str] | None = None
 
     @property
     def roots(self) -> list[str]:
@@ -112,7 +116,7 @@ class Record:
     """
 
     def __init__(self, folder: Path, ledger: Ledger, key: bytes | None) -> None:
-        self.folder, self.ledger, self.store = folder, ledger, StageStore(folder)
+        self.folder, self.ledger = folder, ledger
         self.namer = Namer(key) if key is not None else None
         self._samples: tuple[int, Samples] | None = None
 
@@ -159,6 +163,13 @@ class Record:
         except TypeError as error:
             raise CorruptRecordError(f"the plan in {self.ledger.path} is not complete ({error}).") from error
 
+    @cached_property
+    def store(self) -> StageStore:
+        """The stages on disk."""
+        held = self.plan.encryption
+        ring = None if held is None else KeyRing(ring_path(self.folder), held["ring"])
+        return StageStore(self.folder, ring)
+
     @property
     def names(self) -> Namer:
         """The names under the record's key.
@@ -203,14 +214,21 @@ class Record:
 
     @property
     def requests(self) -> tuple[RequestInfo, ...]:
-        """All requests, in the order in which they came."""
+        """All requests, in the order in which they came.
+
+        A sealed one counts as collected until the file that names its rows is unlinked.
+        """
         rows = self.ledger.rows(
             "SELECT number, state, method, rows, accepted, committed, sealed, outcome FROM requests ORDER BY number"
         )
+        named = {path.name for path in entries(self.folder / "pending")}
         return tuple(
-            RequestInfo(number, state, method, struck, accepted, committed, sealed, json.loads(outcome or "{}"))
+            RequestInfo(
+                number, "collected" if state == "sealed" and str(number) in named else state,
+                method, struck, accepted, committed, sealed, json.loads(outcome or "{}"),
+            )
             for number, state, method, struck, accepted, committed, sealed, outcome in rows
-        )
+        )  # fmt: skip
 
     def register_artefact(self, path: str | Path, stage: str, kind: str) -> None:
         """Note a file that user code is about to write and that holds the state of a stage.
@@ -228,13 +246,26 @@ class Record:
             if held and held[0][0] != stage:
                 erase(place)
             with self.ledger.writing("artefact"):
-                self.ledger.change("INSERT OR REPLACE INTO artefacts VALUES (?, ?, ?)", (stored, stage, kind))
+                self.ledger.change(
+                    "INSERT OR REPLACE INTO artefacts (path, stage, kind) VALUES (?, ?, ?)", (stored, stage, kind)
+                )
 
     def artefacts(self) -> dict[str, str]:
         """Return the path of each registered artefact and the key of the stage whose state it holds."""
         home = self.folder.resolve()
         rows = self.ledger.rows("SELECT path, stage FROM artefacts ORDER BY path")
         return {str(home / path): stage for path, stage in rows}
+
+    def settle(self) -> tuple[str, ...]:
+        """Remove the files that requests with purge="list" left, after which those requests are complete.
+
+        Returns:
+            The paths of what was there.
+        """
+        from pybrush.record.artefacts import settle
+
+        with coordinator_lock(self.folder):
+            return settle(self)
 
     def info(self) -> RecordInfo:
         """Return what the record holds, in numbers: rows, stages, requests, bytes. It reads no sample and needs no key.
@@ -275,6 +306,17 @@ class Record:
         from pybrush.record.verify import verify
 
         return verify(self, depth)
+
+    def check_receipt(self, path: str | Path) -> Receipt:
+        """Check what `result.write_receipt` wrote against the chain of events; tell of which request it is.
+
+        Raises:
+            RecordError: where the file is no receipt, or opens no request of this record.
+            CorruptRecordError: where the chain is broken.
+        """
+        from pybrush.record.receipt import check_receipt
+
+        return check_receipt(self, Path(path))
 
     def cancel(self, request: int) -> None:
         """Withdraw a pending request; the stages built for it are removed, the model stays as it was.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pybrush.errors import SecretKeyError
 from pybrush.hashing import KEY_BYTES
-from pybrush.record.files import announced, sync_folder, unlink, write_new
+from pybrush.record.files import announced, sync_folder, unlink, write_new, writing_to
 
 KEY_VARIABLE = "PYBRUSH_KEY_FILE"
 """Environment variable that names a file holding the key, in place of `<record>.key`."""
@@ -42,24 +42,36 @@ def find_key(record: Path, source: KeySource) -> bytes | None:
     return _checked(path.read_bytes(), str(path))
 
 
-def find_or_make_key(record: Path, source: KeySource) -> bytes:
-    """Return the key that is given or lies beside the record; make one from the OS's randomness if there is none.
+def find_or_draw_key(record: Path, source: KeySource) -> bytes:
+    """Return the key that is given or lies beside the record, else one from the OS's randomness; nothing is written.
+
+    Raises:
+        SecretKeyError: where a key is there and is not 32 bytes.
+    """
+    found = find_key(record, source)
+    return secrets.token_bytes(KEY_BYTES) if found is None else found
+
+
+def keep_key(record: Path, source: KeySource, key: bytes) -> bytes:
+    """Write a key beside the record, unless one is given or lies there; return the one that counts.
 
     Called under the record's lock, before the ledger exists; who comes later finds the file. Records that
     share a key file have locks of their own, so the file is published only if there is none.
 
     Raises:
         SecretKeyError: where the file system cannot do that, or what is there is not 32 bytes.
+        StorageError: where the disk is full or read-only.
     """
     if source is not None:
-        return _checked(source() if callable(source) else source, "key=")
+        return key
     path = key_path(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     maker = hashlib.blake2b(str(record.resolve()).encode(), digest_size=8).hexdigest()
     temporary = path.with_name(f".{path.name}.{maker}.new")
     unlink(temporary)
     if not path.exists():
-        write_new(temporary, secrets.token_bytes(KEY_BYTES))
+        write_new(temporary, key)
         _publish(temporary, path)
         unlink(temporary)
     return _checked(path.read_bytes(), str(path))

@@ -1,4 +1,7 @@
-"""The stages of a record on disk: written aside, published whole under their key, then immutable."""
+"""The stages of a record on disk: written aside, published whole under their key, then immutable.
+
+Where the record has a key ring, each stage is encrypted under a key of its own, which goes with it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pybrush.errors import CorruptRecordError
+from pybrush.errors import CorruptRecordError, StorageError
 from pybrush.plan.graph import FORMAT
 from pybrush.record import states
 from pybrush.record.files import entries, erase, make_folder, move, remove_folder, sync_folder, write_new
+from pybrush.record.keyring import KeyRing
+from pybrush.record.sealed import check_note, check_sizes, check_stored
+from pybrush.record.trees import Arrays
+from pybrush.record.vault import Vault, key_id_of
 
 MANIFEST = "manifest.json"
 
@@ -27,7 +35,7 @@ class Manifest:
         key: the stage's key; "initial" for the state that all shards start from.
         parent: key of the stage it started from, or the root of its shard.
         parent_sha256: hash of the parent state that was read.
-        sha256: hash of its own state.
+        sha256: hash of its own state, before it is encrypted.
         shard: counted from 0; -1 for the initial state.
         slice: counted from 0; -1 for the initial state.
         rows: rows it was trained on, copies counted.
@@ -37,7 +45,7 @@ class Manifest:
         environment: versions, device, threads and processor features it was built under.
         differences: semantic differences to the record that the user accepted.
         notes: plain values of the adapter.
-        encryption: None.
+        encryption: how its files are encrypted (docs/record_format.md, "Encryption"); None for plain files.
         format: version of the record format.
     """
 
@@ -54,15 +62,20 @@ class Manifest:
     environment: Mapping[str, Any] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
-    encryption: None = None
+    encryption: Mapping[str, Any] | None = None
     format: int = FORMAT
 
 
 class StageStore:
-    """The folders initial/, stages/ and tmp/ of a record."""
+    """The folders initial/, stages/ and tmp/ of a record.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: the record's folder.
+        ring: the keys of its stages; None where they are not encrypted.
+    """
+
+    def __init__(self, folder: Path, ring: KeyRing | None = None) -> None:
+        self.folder, self.vault = folder, Vault(ring)
         self.stages, self.tmp, self.initial = folder / "stages", folder / "tmp", folder / "initial"
 
     def path(self, key: str) -> Path:
@@ -89,8 +102,7 @@ class StageStore:
             manifest = Manifest(**{**values, "differences": tuple(values["differences"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CorruptRecordError(f"{path} cannot be read ({error}); restore the stage from a backup.") from error
-        if manifest.encryption is not None:
-            raise CorruptRecordError(f"{path} says that its state is encrypted, which this version cannot read.")
+        check_note(manifest.encryption, path)
         if manifest.key != key or manifest.format != FORMAT:
             raise CorruptRecordError(f"{path} belongs to stage {manifest.key!r} of format {manifest.format}.")
         return manifest
@@ -100,56 +112,151 @@ class StageStore:
 
         Raises:
             CorruptRecordError: where a file is missing, truncated or changed.
+            SecretKeyError: where the secret key of an encrypted state is not there.
         """
-        manifest = self._checked(key)
+        manifest, read = self._opened(key)
         if key == "initial":
-            return states.load(self.initial), manifest
-        if states.leans_on_initial(self.path(key)):
-            self._checked("initial")
-        return states.load(self.path(key), self.initial), manifest
+            return states.load(self.initial, read_file=read), manifest
+        if states.leans_on_initial(self.path(key), read):
+            self._opened("initial")
+        return states.load(self.path(key), self.initial, read), manifest
+
+    def packed(self, key: str) -> tuple[bytes, Arrays]:
+        """Return tree.json and the tensors that were stored under a key, decrypted; raises what `load` raises."""
+        return states.read(self.path(key), self._opened(key)[1])
+
+    def check(self, key: str) -> Manifest:
+        """Check the files of a state against its manifest, and return that.
+
+        Without the key ring an encrypted state is checked as it lies there.
+
+        Raises:
+            CorruptRecordError: where a file is missing, truncated or changed.
+            SecretKeyError: where the ring is there and the state's key is not in it.
+        """
+        manifest = self.manifest(key)
+        if manifest.encryption is not None:
+            check_stored(manifest.encryption, self.path(key))
+        return self._opened(key)[0] if self.can_open(key) else manifest
+
+    def check_complete(self, key: str) -> None:
+        """Look that the files of a state are there and none is cut short; no tensor is read.
+
+        Raises:
+            CorruptRecordError: naming the file that is missing or cut short.
+        """
+        note = self.manifest(key).encryption
+        if note is None:
+            states.check_complete(self.path(key))
+        else:
+            check_sizes(note, self.path(key))
+
+    def leans_on_initial(self, key: str) -> bool:
+        """Whether a state, its files checked before, names tensors of the initial state."""
+        return states.leans_on_initial(self.path(key), self._reader(self.manifest(key)))
+
+    def can_open(self, key: str) -> bool:
+        """Whether a state is not encrypted, or the key ring is in its place."""
+        return self.vault.can_open(self.manifest(key).encryption)
 
     def write_aside(self, state: Any, manifest: Manifest) -> Path:
-        """Write a state and its manifest into a temporary folder, synced, and return the folder."""
+        """Write a state and its manifest into a temporary folder, synced, and return the folder.
+
+        Until `let_go` it is kept from every sweep.
+        """
         make_folder(self.tmp)
         aside = self.tmp / f"{manifest.key}.{_owner()}"
-        make_folder(aside)
-        states.save(aside, state, write_new, None if manifest.key == "initial" else self.initial)
-        values = {**asdict(manifest), "sha256": states.state_sha256(aside)}
-        write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
-        sync_folder(aside)
+        try:
+            make_folder(aside)
+            files = self.vault.new_files(manifest.key, aside)
+            sha256 = states.save(aside, state, files.write, None if manifest.key == "initial" else self.initial)
+            if states.state_sha256(aside, files.read) != sha256:
+                raise CorruptRecordError(f"what was read back from {aside} is not what was written; look at the disk.")
+            values = {**asdict(manifest), "sha256": sha256, "encryption": files.note()}
+            write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
+            sync_folder(aside)
+        except BaseException:  # half of a state must not lie about until this process has ended
+            with suppress(OSError, StorageError):  # the first error tells why
+                self.drop(aside)
+            self.let_go(aside)
+            raise
         return aside
 
-    def _checked(self, key: str) -> Manifest:
+    def let_go(self, aside: Path) -> None:
+        """Leave a temporary folder, if it is still there, to the next sweep: it may be impossible to remove now."""
+        _own.discard(aside.name.partition(".")[2])
+
+    def _opened(self, key: str) -> tuple[Manifest, states.ReadFile]:
+        """Return the manifest of a state whose hash was checked, and what reads its files."""
         manifest = self.manifest(key)
-        if states.state_sha256(self.path(key)) != manifest.sha256:
+        read = self._reader(manifest)
+        if states.state_sha256(self.path(key), read) != manifest.sha256:
             raise CorruptRecordError(f"the state in {self.path(key)} is not the one that its manifest names.")
-        return manifest
+        return manifest, read
+
+    def _reader(self, manifest: Manifest) -> states.ReadFile:
+        return self.vault.files(manifest.key, manifest.encryption, self.path(manifest.key)).read
 
     def publish(self, aside: Path, key: str) -> None:
         """Move a temporary folder to its key, if nothing is there yet; call under the record's lock."""
         if self.has(key):
-            remove_folder(aside)
+            self.drop(aside)
             return
         make_folder(self.path(key).parent)
         move(aside, self.path(key))
 
-    def discard(self, key: str) -> None:
-        """Remove a stage: first out of its place in one step, then its files."""
+    def drop(self, aside: Path) -> None:
+        """Remove a temporary folder, and the secret key that was made for it."""
+        remove_folder(aside)
+        self.vault.destroy(key_id_of(aside))
+
+    def discard(self, key: str) -> int:
+        """Remove a stage: its secret key, then it out of its place in one step, then its files.
+
+        Returns:
+            How many secret keys were destroyed.
+        """
+        destroyed = self.vault.destroy_all(key)
         make_folder(self.tmp)
         aside = self.tmp / f"{key}.{_owner()}"
-        move(self.path(key), aside)
-        remove_folder(aside)
+        try:
+            move(self.path(key), aside)
+            remove_folder(aside)
+        finally:
+            self.let_go(aside)
+        return destroyed
 
     def sweep(self, keep: set[str]) -> None:
-        """Remove temporary folders of dead processes of this host, and all of keys not in `keep`."""
+        """Remove temporary folders of dead processes of this host, and all of keys not in `keep`.
+
+        Secret keys of states that were never published go too.
+
+        Raises:
+            SecretKeyError: where the record's key ring is not there.
+        """
+        self.vault.check()
         for path in entries(self.tmp):
             key, _, owner = path.name.partition(".")
             if key not in keep or _is_dead(owner):
                 erase(path)
+        self.vault.sweep({key_id_of(path) for path in entries(self.tmp)}, self._is_encrypted_under)
+
+    def _is_encrypted_under(self, key: str, key_id: str) -> bool:
+        """Whether a stored state is encrypted under a secret key; one whose manifest is damaged keeps its keys."""
+        if not self.has(key):
+            return False
+        try:
+            note = self.manifest(key).encryption
+        except CorruptRecordError:
+            return True
+        return note is not None and note["key_id"] == key_id
 
 
 _own: set[str] = set()
-"""What this process called its temporary folders: a restarted container gives the same number to another process."""
+"""The temporary folders that this process has in hand.
+
+The number of the process does not say so: a restarted container gives it to another.
+"""
 
 
 def _owner() -> str:

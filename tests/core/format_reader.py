@@ -10,6 +10,7 @@ import sqlite3
 import struct
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # Conventions
 
@@ -204,8 +205,8 @@ def trained_stages(counts):
 
 def read_state(folder):
     """Return the tree of a state folder, the bytes of tree.json and the tensors' bytes by name."""
-    tree_json = (folder / "tree.json").read_bytes()
-    tensors = read_safetensors((folder / "state.safetensors").read_bytes())
+    tree_json = read_file(folder, "tree.json")
+    tensors = read_safetensors(read_file(folder, "state.safetensors"))
     if b'"initial/' in tree_json:
         shared = read_safetensors((folder.parents[1] / "initial" / "state.safetensors").read_bytes())
         tensors |= {f"initial/{name}": data for name, data in shared.items()}
@@ -259,13 +260,41 @@ def build_tensor(codec, kind, shape, order, data):
 
 
 def state_sha256(folder):
-    files = (folder / "tree.json").read_bytes() + (folder / "state.safetensors").read_bytes()
+    files = read_file(folder, "tree.json") + read_file(folder, "state.safetensors")
     return hashlib.sha256(files).hexdigest()
 
 
 def initial_digest(tree_json, tensors):
     parts = [tree_json] + [tensors[name] for name in sorted(tensors)]
     return hashlib.sha256(b"".join(u64(len(part)) + part for part in parts)).hexdigest()
+
+
+# Encryption
+
+
+def bound_to(key, name):
+    return f"pybrush-state/1/{key}/{name}".encode("ascii")
+
+
+def read_file(folder, name):
+    """Return a file of a state, decrypted where its manifest says so."""
+    path, manifest = folder / name, folder / "manifest.json"
+    note = json.loads(manifest.read_bytes())["encryption"] if manifest.exists() else None
+    if note is None:
+        return path.read_bytes()
+    record = folder.parents[1]
+    secret = (record.with_name(record.name + ".keys") / note["key_id"]).read_bytes()
+    nonce = bytes.fromhex(note["files"][name]["nonce"])
+    return AESGCM(secret).decrypt(nonce, path.read_bytes(), bound_to(folder.name, name))
+
+
+def stored_as_noted(folder, note):
+    """Whether encrypted files are those that the manifest names, as they lie there."""
+    found = {name: (folder / name).read_bytes() for name in note["files"]}
+    return all(
+        (len(data), hashlib.sha256(data).hexdigest()) == (note["files"][name]["bytes"], note["files"][name]["sha256"])
+        for name, data in found.items()
+    )
 
 
 # Fingerprint
@@ -278,26 +307,46 @@ def semantic_digest(text):
 # Requests, events and releases
 
 
-def pending_file(rows, subjects, orphans):
-    data = b"PYBRUSH-PENDING1" + u64(len(rows)) + u64(len(subjects)) + row_bytes(rows)
-    data += b"".join(subjects) + b"".join(orphans)
+def added_bytes(added, pairs, places):
+    """Return rows of (name, placement name, content digest, shard, slice, copies, position) and what follows them."""
+    rows = b"".join(
+        name + placement + content + u64(shard) + u64(slice_) + u64(copies) + (b"\xff" * 8 if at is None else u64(at))
+        for name, placement, content, shard, slice_, copies, at in added
+    )
+    return rows, b"".join(subject + name for subject, name in pairs), b"".join(map(u64, places))
+
+
+def pending_file(rows, subjects, orphans, added=(), pairs=(), places=()):
+    data = b"PYBRUSH-PENDING1" + b"".join(u64(len(each)) for each in (rows, subjects, orphans, added, pairs, places))
+    data += row_bytes(rows) + b"".join(subjects) + b"".join(orphans) + b"".join(added_bytes(added, pairs, places))
     return data + hashlib.sha256(data).digest()
 
 
 def read_pending(data):
-    """Return what a pending file names: rows, subjects that asked, orphans."""
+    """Return what a pending file says: rows to strike, subjects that asked, orphans, rows to record, pairs, places."""
     content, closing = data[:-32], data[-32:]
     if content[:16] != b"PYBRUSH-PENDING1" or hashlib.sha256(content).digest() != closing:
         raise ValueError("the pending file is damaged")
-    count, asked = struct.unpack("<QQ", content[16:32])
-    start = 32 + 40 * count
-    rows = [struct.unpack("<16s16sQ", content[at : at + 40]) for at in range(32, start, 40)]
-    names = [content[at : at + 16] for at in range(start, len(content), 16)]
-    return {"rows": rows, "subjects": names[:asked], "orphans": names[asked:]}
+    counts, at, parts = struct.unpack("<6Q", content[16:64]), 64, []
+    for count, form in zip(counts, ("<16s16sQ", "<16s", "<16s", "<16s16s16s4Q", "<16s16s", "<Q"), strict=True):
+        size = struct.calcsize(form)
+        parts.append([struct.unpack(form, content[i : i + size]) for i in range(at, at + count * size, size)])
+        at += count * size
+    if at != len(content):
+        raise ValueError("the pending file is of another length than it says")
+    rows, subjects, orphans, added, pairs, places = parts
+    return {
+        "rows": rows,
+        "subjects": [name for (name,) in subjects],
+        "orphans": [name for (name,) in orphans],
+        "added": [(*row[:6], None if row[6] == MASK else row[6]) for row in added],
+        "pairs": pairs,
+        "places": [place for (place,) in places],
+    }
 
 
-def commitment(salt, body):
-    return hash_parts("pybrush-commit", salt, body)
+def commitment(salt, body, *added):
+    return hash_parts("pybrush-commit", salt, body, *(added if any(added) else ()))
 
 
 def declaration_commitment(salt, name, statement):
@@ -461,7 +510,10 @@ def defects_of_states(record):
     if initial_digest(tree_json, tensors) != plan["initial_digest"]:
         yield "initial state"
     for key, path in record["states"].items():
-        if manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
+        note = manifests[key]["encryption"]
+        if note is not None and not stored_as_noted(path, note):
+            yield f"encrypted state {key}"
+        elif manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
             yield f"state {key}"
     for stage in expected_stages(record):
         manifest = manifests.get(stage["key"])
@@ -489,9 +541,30 @@ def defects_of_requests(record):
     salts = {row["request"]: row["salt"] for row in tables["salts"]}
     if not salts.keys() <= open_.keys():
         yield "salt of a closed request"
+    yield from defects_of_open_requests(record, open_, salts)
+
+
+def defects_of_open_requests(record, open_, salts):
     for number, request in open_.items():
-        rows = record["pending"].get(number, {"rows": None})["rows"]
-        if rows is None and request["state"] != "collected":
+        pending = record["pending"].get(number)
+        if pending is None and request["state"] != "collected":
             yield f"no pending file {number}"
-        elif number in salts and commitment(salts[number], row_bytes(rows)) != request["commitment"]:
+        elif number in salts and pending_commitment(salts[number], pending) != request["commitment"]:
             yield f"commitment of request {number}"
+        elif pending is not None:
+            yield from defects_of_pending(record["plan"], pending)
+
+
+def pending_commitment(salt, pending):
+    added = added_bytes(pending["added"], pending["pairs"], pending["places"])
+    return commitment(salt, row_bytes(pending["rows"]), *added)
+
+
+def defects_of_pending(plan, pending):
+    for name, placement, _, shard, slice_, copies, position in pending["added"]:
+        if cell(placement, plan["shards"], plan["slices"]) != (shard, slice_) or copies < 1:
+            yield f"row to record {name.hex()}"
+        if (position is None) != (plan["order"] == "shuffled"):
+            yield f"position of {name.hex()}"
+    if not {name for _, name in pending["pairs"]} <= {row[0] for row in pending["added"]}:
+        yield "subjects of no row to record"

@@ -61,9 +61,17 @@ class NumpyLearner:
 
 
 def wish(
-    shards=3, slices=2, epochs=3, seed=11, order="shuffled", naming="ids", contents="digest", key=bytes(range(32))
+    shards=3,
+    slices=2,
+    epochs=3,
+    seed=11,
+    order="shuffled",
+    naming="ids",
+    contents="digest",
+    key=bytes(range(32)),
+    encrypt=None,
 ):
-    return PlanWish(shards, slices, epochs, seed, order, naming, contents, "numpy", key)
+    return PlanWish(shards, slices, epochs, seed, order, naming, contents, "numpy", key, encrypt=encrypt)
 
 
 def roster_of(data, ids=None, subjects=None):

@@ -1,20 +1,18 @@
 """What is refused, with which words, and that nothing was touched by it.
 
-Nothing touched: the same bytes in every file of the record and beside it, the same rows in the ledger, and the
-model as it was.
+Nothing touched: the same bytes and modes in every file of the record and beside it, and the model as it was.
 """
 
-import json
-import os
 import shutil
 import sqlite3
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
 
 from pybrush import forget
 from pybrush.build import Sources
+from pybrush.change import Change
 from pybrush.content import encode
 from pybrush.errors import (
     ConfigurationError,
@@ -32,47 +30,22 @@ from pybrush.errors import (
 )
 from pybrush.names import as_names
 from pybrush.record import Record
-from pybrush.record.locks import coordinator_lock
 from pybrush.record.resolve import Wish
-from pybrush.record.store import MANIFEST
-from pybrush.request import Strikes, strikes
+from pybrush.request import strikes
 from tests import reference
+from tests.core.damage import cut, flip, stages
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.processes import paused
+from tests.core.small_record import IDS, SUBJECTS, N, cell_of, made, shard_of
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
-
-N = 30
-IDS = [f"person-{i:012d}" for i in range(N)]
-SUBJECTS = [[f"subject-{i % 10}"] for i in range(N)]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A fitted record of thirty ids in three shards of two slices."""
-    return made(tmp_path / "record", data(N), IDS)
-
-
-def made(folder, rows, ids=None, subjects=None, **plan):
-    fit(folder, rows, ids, subjects, **plan)[0].record.close()
-    with closing(Record.open(folder, KEY)), pytest.raises(ForgetError):  # the lock's file is there from now on
-        unlearn(folder, rows, by_ids([]), ids, subjects)
-    return folder
-
-
-def bytes_of(folder):
-    """Return every file of a record and beside it, and the rows of its ledger."""
-    files = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
-    with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
-        return files, list(connection.iterdump())
+from tests.untouched import untouched
 
 
 @contextmanager
 def refused(folder, error, match):
     """Expect an error that leaves the record and its surroundings as they were."""
-    before = bytes_of(folder)
-    with pytest.raises(error, match=match) as caught:
+    with untouched(folder.parent), pytest.raises(error, match=match) as caught:
         yield caught
-    assert bytes_of(folder) == before
 
 
 def refuses(folder, error, match, rows, ask, ids=None, subjects=None, **more):
@@ -82,14 +55,6 @@ def refuses(folder, error, match, rows, ask, ids=None, subjects=None, **more):
         unlearn(folder, rows, ask, ids, subjects, learner=learner, **more)
     assert learner.weights.tolist() == [9.0, 9.0, 9.0] and learner.trained == []
     return str(caught.value)
-
-
-def cell_of(sample_id):
-    return reference.cell(reference.pseudonym(KEY, b"s:" + sample_id.encode()), 3, 2)
-
-
-def shard_of(sample_id):
-    return cell_of(sample_id)[0]
 
 
 def contents_of(rows, positions):
@@ -142,14 +107,14 @@ def test_forgetting_everything_is_refused_since_nothing_would_be_left_to_train_o
 
 
 def test_a_plan_under_which_no_shard_could_be_trained_is_refused_before_there_is_a_record(tmp_path):
-    with pytest.raises(ConfigurationError, match="at least 2 rows; 1 rows in 3 shards"):
-        fit(tmp_path / "record", data(1), ["only"])
-    assert not (tmp_path / "record" / "ledger.sqlite").exists()
+    with untouched(tmp_path), pytest.raises(ConfigurationError, match="at least 2 rows; 1 rows in 3 shards"):
+        fit(tmp_path / "record", data(1), ["only"], key=None)
 
 
 ASKS = {
     "ids": lambda rows: (by_ids(IDS[3:5]), IDS, None, "all 2 were"),
     "content": lambda rows: (lambda _: Wish(contents=contents_of(rows, [3, 4])), None, None, "all 2 were"),
+    "content of ids": lambda rows: (lambda _: Wish(contents=contents_of(rows, [3, 4])), IDS, None, "all 2 were"),
     "subjects": lambda rows: (lambda r: Wish(subjects=r.names.subjects(["subject-3"])), None, SUBJECTS, "all 1 were"),
     "both": lambda rows: (
         lambda r: Wish(contents=contents_of(rows, [3]), subjects=r.names.subjects(["subject-3"])),
@@ -166,9 +131,8 @@ def test_what_was_forgotten_before_is_passed_over_and_the_result_says_so(how, tm
     ask, ids, subjects, said = ASKS[how](rows)
     folder = made(tmp_path / "record", rows, ids, subjects)
     unlearn(folder, rows, ask, ids, subjects)
-    before = bytes_of(folder)
-    result = unlearn(folder, rows, ask, ids, subjects)
-    assert bytes_of(folder) == before
+    with untouched(tmp_path):
+        result = unlearn(folder, rows, ask, ids, subjects)
     assert (result.method, result.request, result.forgotten, result.cost.stages_rebuilt) == ("none", 0, 0, 0)
     assert result.notes == (f"{said} forgotten before; nothing was left to do",)
 
@@ -244,6 +208,8 @@ def test_a_key_of_another_record_or_of_another_length_is_refused(folder):
         Record.open(folder, bytes(32))
     with refused(folder, SecretKeyError, "32 bytes; got 31 bytes"):
         Record.open(folder, bytes(31))
+    with refused(folder, SecretKeyError, "another record's"):
+        fit(folder, data(N), IDS, key=bytes(32))
 
 
 def test_without_its_key_a_record_can_be_verified_and_nothing_can_be_forgotten(tmp_path):
@@ -259,29 +225,10 @@ def test_without_its_key_a_record_can_be_verified_and_nothing_can_be_forgotten(t
     assert not (tmp_path / "record.key").exists()
 
 
-@pytest.mark.parametrize("opened", [False, True], ids=["to open", "to read"])
-def test_a_ledger_that_another_connection_holds_says_so(folder, monkeypatch, opened):
-    monkeypatch.setattr("pybrush.record.ledger._PATIENCE", 0.05)
-    with ExitStack() as stack:
-        record = stack.enter_context(closing(Record.open(folder, KEY))) if opened else None
-        holder = stack.enter_context(closing(sqlite3.connect(folder / "ledger.sqlite", isolation_level=None)))
-        holder.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(LockedError, match="another connection holds"):
-            Record.open(folder, KEY) if record is None else record.samples()
-
-
-def test_a_ledger_without_one_of_its_tables_is_corrupt(folder):
-    with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
-        connection.execute("DROP TABLE cells")
-    with closing(Record.open(folder, KEY)) as record, pytest.raises(CorruptRecordError, match="no such table: cells"):
-        record.graph()
-
-
 def test_a_key_file_that_was_cut_is_not_replaced(tmp_path):
     (tmp_path / "record.key").write_bytes(b"short")
-    with pytest.raises(SecretKeyError, match="32 bytes; got 5 bytes"):
+    with untouched(tmp_path), pytest.raises(SecretKeyError, match="32 bytes; got 5 bytes"):
         fit(tmp_path / "record", data(N), IDS, key=None)
-    assert (tmp_path / "record.key").read_bytes() == b"short"
 
 
 # Model, data and settings
@@ -326,17 +273,16 @@ def test_a_plan_of_impossible_numbers_is_refused(what):
 
 def test_ids_that_are_repeated_in_the_data_set_are_counted_and_refused(folder, tmp_path):
     ids = [*IDS[:-3], IDS[0], IDS[0], IDS[1]]
-    with pytest.raises(IdError, match="2 ids are repeated, on 5 rows"):
-        fit(tmp_path / "new", data(N), ids)
+    with untouched(tmp_path), pytest.raises(IdError, match="2 ids are repeated, on 5 rows"):
+        fit(tmp_path / "new", data(N), ids, key=None)
     refuses(folder, IdError, "2 ids are repeated", data(N), by_ids(IDS[:1]), ids)
 
 
 def test_equal_rows_without_ids_are_refused_under_a_loader_that_does_not_shuffle(tmp_path):
     x, y = data(N)
     x[[3, 4, 5]], y[[3, 4, 5]] = x[3], y[3]
-    with pytest.raises(IdError, match="1 contents occur more than once"):
-        fit(tmp_path / "record", (x, y), order="sequential")
-    assert not (tmp_path / "record" / "ledger.sqlite").exists()
+    with untouched(tmp_path), pytest.raises(IdError, match="1 contents occur more than once"):
+        fit(tmp_path / "record", (x, y), order="sequential", key=None)
 
 
 def test_rows_that_are_gone_are_an_error_only_where_a_stage_to_be_trained_needs_them(folder):
@@ -391,113 +337,6 @@ def test_rows_that_were_forgotten_and_never_deleted_do_not_make_missing_rows_loo
     assert_same_record(folder, tmp_path / "twin")
 
 
-# Files
-
-
-def test_a_folder_without_a_record_is_named(tmp_path):
-    with pytest.raises(RecordError, match="there is no record in"):
-        Record.open(tmp_path / "nothing")
-
-
-def test_another_version_of_the_format_is_refused(folder):
-    with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
-        connection.execute("PRAGMA user_version=2")
-    with refused(folder, CorruptRecordError, "format version 2; this PyBrush reads version 1"):
-        Record.open(folder, KEY)
-    with refused(folder, CorruptRecordError, "format version 2"):
-        fit(folder, data(N), IDS)
-
-
-def stages(folder):
-    with closing(Record.open(folder, KEY)) as record:
-        return {(stage.shard, stage.slice): folder / "stages" / stage.key for stage in record.graph()}
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-def flip(path):
-    data = path.read_bytes()
-    path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
-
-
-@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.unlink()], ids=["cut", "changed", "missing"])
-@pytest.mark.parametrize("file", ["tree.json", "state.safetensors", MANIFEST])
-@pytest.mark.parametrize("where", ["stage", "initial"])
-def test_a_damaged_file_of_a_state_is_found_by_verify_and_never_trained_from(where, file, damage, folder):
-    place = folder / "initial" if where == "initial" else stages(folder)[0, 0]
-    # A row of slice 0 has its shard trained again from the initial state, one of slice 1 from the stage.
-    victim = next(i for i in IDS if cell_of(i) == (0, 0 if where == "initial" else 1))
-    damage(place / file)
-    with closing(Record.open(folder, KEY)) as record, refused(folder, CorruptRecordError, str(place)):
-        record.verify()
-    with pytest.raises(CorruptRecordError, match=str(place)):
-        unlearn(folder, data(N), by_ids([victim]), IDS)
-
-
-def test_two_stages_that_changed_places_are_found(folder):
-    first, second = list(stages(folder).values())[:2]
-    first.rename(folder / "aside")
-    second.rename(first)
-    (folder / "aside").rename(second)
-    with closing(Record.open(folder, KEY)) as record, refused(folder, CorruptRecordError, "belongs to stage"):
-        record.verify()
-
-
-def test_a_stage_under_the_manifest_of_another_is_found(folder):
-    first, second = stages(folder)[0, 0], stages(folder)[1, 0]
-    for file in ("tree.json", "state.safetensors"):
-        shutil.copyfile(second / file, first / file)
-    values = json.loads((first / MANIFEST).read_text())
-    values["sha256"] = json.loads((second / MANIFEST).read_text())["sha256"]
-    (first / MANIFEST).write_text(json.dumps(values))
-    with closing(Record.open(folder, KEY)) as record, refused(folder, CorruptRecordError, "not built from the state"):
-        record.verify()
-
-
-@pytest.mark.parametrize("size", [0, 50, 4096, 9000])
-def test_a_ledger_that_was_cut_is_refused_and_not_made_anew(size, folder):
-    os.truncate(folder / "ledger.sqlite", size)
-    with pytest.raises(CorruptRecordError):
-        fit(folder, data(N), IDS)
-    assert (folder / "ledger.sqlite").stat().st_size == size
-
-
-def test_every_page_of_the_ledger_that_turned_to_rubbish_is_told_as_damage(folder):
-    whole = (folder / "ledger.sqlite").read_bytes()
-    told = 0
-    for start in range(4096, len(whole), 4096):
-        (folder / "ledger.sqlite").write_bytes(whole[:start] + b"\xff" * 4096 + whole[start + 4096 :])
-        try:
-            verified(folder)
-        except CorruptRecordError:
-            told += 1
-    # Empty tables and indexes are not read.
-    assert told > len(whole) // 4096 // 2
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE samples SET copies = 2",
-        "UPDATE cells SET rows = rows + 1",
-        "DELETE FROM samples WHERE shard = 1",
-        "DELETE FROM wanted WHERE key IN (SELECT key FROM wanted LIMIT 1)",
-        "UPDATE plan SET value = '12' WHERE name = 'seed'",
-        "UPDATE plan SET value = replace(value, 'logistic', 'linear') WHERE name = 'semantic'",
-        "UPDATE plan SET value = replace(value, '0', '1') WHERE name = 'initial_digest'",
-        "DELETE FROM plan WHERE name = 'seed'",
-    ],
-)
-def test_a_ledger_that_was_changed_does_not_verify(statement, folder):
-    with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
-        assert connection.execute(statement).rowcount > 0
-        connection.commit()
-    with pytest.raises(CorruptRecordError), closing(Record.open(folder, KEY)) as record:
-        record.verify()
-
-
 # Requests
 
 
@@ -517,7 +356,7 @@ def test_a_request_that_fails_again_names_both_ways_out_and_one_of_them_works(fo
     shard = shard_of(IDS[0])
     lost = next(i for i in range(1, N) if shard_of(IDS[i]) == shard)
     left = [i for i in range(N) if i != lost]
-    with pytest.raises(MissingRowsError) as caught:
+    with refused(folder, MissingRowsError, "in the data set") as caught:
         unlearn(folder, keep(data(N), left), by_ids(IDS[:1]), [IDS[i] for i in left])
     assert "cancel(1)" in caught.value.__notes__[0]
     with closing(Record.open(folder, KEY)) as record:
@@ -550,18 +389,20 @@ def verified(folder):
 
 def of_another_request(path):
     """Exchange a pending file for a sound one that names other rows."""
-    found = Strikes.from_bytes(path.read_bytes())
-    path.write_bytes(strikes(found.names ^ 1, found.contents, found.copies).to_bytes())
+    found = Change.from_bytes(path.read_bytes()).strikes
+    path.write_bytes(Change(strikes(found.names ^ 1, found.contents, found.copies)).to_bytes())
 
 
 @pytest.mark.parametrize("damage", [cut, flip, of_another_request, lambda path: path.unlink()])
 def test_a_pending_file_that_was_damaged_is_found_and_its_request_can_be_withdrawn(damage, folder):
     failing(folder, IDS[:1])
     damage(folder / "pending" / "1")
-    with pytest.raises(CorruptRecordError, match="pending"):
+    with refused(folder, CorruptRecordError, "pending"):
         verified(folder)
-    with pytest.raises(CorruptRecordError, match="pending"):
-        unlearn(folder, data(N), by_ids(IDS[:1]), IDS)
+    for ask in (IDS[:1], IDS[1:2]):
+        refuses(folder, CorruptRecordError, "pending", data(N), by_ids(ask), IDS)
+    with refused(folder, CorruptRecordError, "pending"):
+        fit(folder, data(N), IDS)
     with closing(Record.open(folder, KEY)) as record:
         record.cancel(1)
         assert record.verify().is_clean
@@ -617,24 +458,16 @@ def test_a_stage_of_a_plan_that_a_request_changed_meanwhile_is_not_published(tmp
     assert list((folder / "tmp").iterdir()) == []
 
 
-def test_a_record_that_is_being_written_is_waited_for_and_then_said_to_be_locked(folder):
-    with (
-        coordinator_lock(folder),
-        pytest.raises(LockedError, match="more than 0 seconds"),
-        coordinator_lock(folder, wait=0.05),
-    ):
-        pass
-
-
 @pytest.mark.parametrize("asked", [IDS[:1], IDS[:2] + IDS[5:9], IDS[:27]])
 def test_a_dry_run_touches_nothing_and_says_what_then_happens(asked, folder):
     register = stages(folder)[shard_of(IDS[0]), 1].name
     with closing(Record.open(folder, KEY)) as record:
         record.register_artefact(folder.parent / "last.ckpt", register, "checkpoint")
     (folder.parent / "last.ckpt").write_bytes(b"weights")
-    before, learner = bytes_of(folder), NumpyLearner([9.0, 9.0, 9.0])
-    foretold = unlearn(folder, data(N), by_ids(asked), IDS, learner=learner, dry_run=True)
-    assert bytes_of(folder) == before and learner.weights.tolist() == [9.0, 9.0, 9.0] and foretold.model is None
+    learner = NumpyLearner([9.0, 9.0, 9.0])
+    with untouched(folder.parent):
+        foretold = unlearn(folder, data(N), by_ids(asked), IDS, learner=learner, dry_run=True)
+    assert learner.weights.tolist() == [9.0, 9.0, 9.0] and foretold.model is None
     served = unlearn(folder, data(N), by_ids(asked), IDS, learner=learner)
     assert foretold.audit["artefacts"] == served.audit["artefacts_unlinked"] == [str(folder.parent / "last.ckpt")]
     assert set(foretold.audit["stages"]) == set(learner.trained)
@@ -649,9 +482,10 @@ def test_a_dry_run_touches_nothing_and_says_what_then_happens(asked, folder):
 
 def test_a_dry_run_of_what_was_forgotten_before_leaves_the_model_alone(folder):
     unlearn(folder, data(N), by_ids(IDS[:1]), IDS)
-    before, learner = bytes_of(folder), NumpyLearner([9.0, 9.0, 9.0])
-    foretold = unlearn(folder, data(N), by_ids(IDS[:1]), IDS, learner=learner, dry_run=True)
-    assert bytes_of(folder) == before and learner.weights.tolist() == [9.0, 9.0, 9.0]
+    learner = NumpyLearner([9.0, 9.0, 9.0])
+    with untouched(folder.parent):
+        foretold = unlearn(folder, data(N), by_ids(IDS[:1]), IDS, learner=learner, dry_run=True)
+    assert learner.weights.tolist() == [9.0, 9.0, 9.0]
     assert foretold.notes == ("dry run: nothing was touched", "all 1 were forgotten before; nothing was left to do")
 
 

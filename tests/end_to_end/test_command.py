@@ -156,6 +156,38 @@ def test_a_dry_run_and_a_second_request_of_the_same_rows_change_nothing(here, ro
     assert snapshot(here / "records") == after
 
 
+def test_encrypted_stages_receipts_and_checkpoints_that_a_request_leaves(tmp_path, rows, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "callbacks.sisa.encrypt=true", "trainer.enable_checkpointing=true"]) == 0
+    ring = tmp_path / "records/digits.keys"
+    before = {path.name for path in ring.iterdir()}
+    words = ["unlearn", "record=records/digits", forget(tmp_path, rows.ids[:2])]
+    assert main([*words, "purge=list", "receipt=receipt.json"]) == 0
+    told = capsys.readouterr().out
+    for expected in ("keys destroyed", "files left that hold it", "incomplete: ", "receipt: receipt.json"):
+        assert expected in told
+    assert (
+        before - {path.name for path in ring.iterdir()} and (tmp_path / "receipt.json").stat().st_mode & 0o777 == 0o600
+    )
+    assert main(["verify", "record=records/digits"]) == 1
+    assert "record.settle()" in capsys.readouterr().err
+    assert main(["info", "record=records/digits"]) == 0
+    told = capsys.readouterr().out
+    assert "key ring" in told and "of these left by a request" in told
+    assert main([*words, "purge=keep"]) == 1 and "'delete' or 'list'" in capsys.readouterr().err
+    assert main(words) == 0  # purge=delete, and nothing else is left to do
+    assert "files removed" in capsys.readouterr().out
+    ring.rename(tmp_path / "elsewhere")
+    assert main(["verify", "record=records/digits", "receipt=receipt.json"]) == 0
+    told = capsys.readouterr().out
+    assert "of request 1, sealed: 2 rows" in told and "the key ring is not here" in told
+    assert main(["unlearn", "record=records/digits", forget(tmp_path, rows.ids[3:4])]) == 1
+    assert "digits.keys is not there" in capsys.readouterr().err
+    record = Record.open("records/digits")
+    assert [request.number for request in record.requests] == [1]
+    record.close()
+
+
 def test_rows_are_positions_in_the_training_data(here, rows, capsys):
     (here / "rows.txt").write_bytes(b"\xef\xbb\xbf3\r\n\r\n4\r\n3")  # as an editor on Windows writes it
     assert main(["unlearn", "record=records/digits", "forget.kind=rows", "forget.file=rows.txt"]) == 0
@@ -293,9 +325,11 @@ def test_a_target_may_be_allowed_by_its_full_name():
 @pytest.mark.parametrize("text", ["", "- model", "model: {}", "model: ["])
 def test_a_configuration_that_is_damaged_is_named(text, here, rows, capsys):
     (here / "records/digits/config.yaml").write_text(text)
+    before = snapshot(here / "records")
     assert main(["unlearn", "record=records/digits", forget(here, rows.ids[:1])]) == 1
     said = capsys.readouterr().err
     assert "records/digits/config.yaml" in said and "Traceback" not in said
+    assert snapshot(here / "records") == before
 
 
 OWN = """

@@ -167,6 +167,7 @@ CASES |= {
     ),
     "compiled": Case(compiled_net),
     "the typed trainer": Case(package=pybrush_lightning),
+    "encrypted": Case(lambda: Net("adam"), sisa={"encrypt": True}),
 }  # fmt: skip
 
 LONG = {"workers", "workers that stay"}

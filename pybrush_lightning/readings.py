@@ -1,0 +1,164 @@
+"""What reading some rows tells of a data set: are they the same each time, and where do random numbers come from?
+
+Rows may draw from the global generators of Python, NumPy and torch, which are seeded for every stage and
+epoch. A generator of a data set's own, or rows that change as they are read, go on from one stage to the next, so
+that a request would train on other rows than a fresh fit. At most 32 rows are read, however many there are.
+Guide: docs/guarantees.md, "What is looked for".
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import ConcatDataset, Subset
+
+from pybrush.errors import ContentError, TrainingError
+from pybrush_lightning.randomness import kept_randomness, seed_all
+
+_READINGS = 32
+
+Reader = Callable[[Any], Callable[[int], bytes]]
+"""Data set -> position -> canonical bytes of the row there."""
+
+
+def spread(length: int) -> list[int]:
+    """Return at most 32 positions, evenly apart."""
+    places: list[int] = np.unique(np.linspace(0, length - 1, min(_READINGS, length)).round().astype(int)).tolist()
+    return places
+
+
+def check_fixed(dataset: Any, reader: Reader) -> None:
+    """Refuse a data set whose rows differ when they are read again, whatever the reason.
+
+    Raises:
+        ContentError: naming what to pass instead.
+    """
+    first, second = (_read(dataset, reader, seed) for seed in (1, 2))
+    changed = _differing(first, second)
+    if changed:
+        raise ContentError(
+            f"{changed} of {len(first)} samples differ when they are read again (augmentation?), so rows cannot be "
+            "named or compared by content. Pass ids= and content='off', or content_of=, to SISA."
+        )
+
+
+def check_seeded(dataset: Any, reader: Reader) -> None:
+    """Refuse a data set whose rows depend on more than their position and the global generators.
+
+    Rows that have no canonical encoding cannot be compared, and pass.
+
+    Raises:
+        ContentError: naming what to do instead.
+    """
+    sizes = _sizes(dataset)
+    try:
+        first, again, other = (_read(dataset, reader, seed) for seed in (1, 1, 2))
+    except ContentError:
+        return
+    changed = _differing(first, again)
+    if changed:
+        raise ContentError(
+            f"{changed} of {len(first)} samples differ when they are read again under the same seeds: they draw from a "
+            "generator of their own, or change as they are read, so a request would train on other rows than a fresh "
+            "fit. Draw from the global generators of random, numpy and torch, which SISA seeds, also to make one of "
+            "your own in __getitem__: np.random.default_rng(np.random.randint(2**31)). Return copies, not what the "
+            "data set keeps."
+        )
+    # A copy of what closes its files when it goes would close those of the data set.
+    if first == other and _grown(dataset, sizes) and not any(hasattr(part, "__del__") for part in _parts(dataset)):
+        _check_kept(dataset, reader, sizes)
+
+
+def fingerprint_of_rows(dataset: Any, reader: Reader) -> str | None:
+    """Return a digest of some rows, by which a change is noticed; None where rows have no canonical encoding."""
+    try:
+        rows = _read(dataset, reader, 1)
+    except ContentError:
+        return None
+    return hashlib.sha256(b"".join(hashlib.sha256(row).digest() for row in rows)).hexdigest()
+
+
+def check_unchanged(before: str | None, after: str | None) -> None:
+    """Refuse a data set that training changed.
+
+    Raises:
+        TrainingError: where rows are not what they were before a stage.
+    """
+    if before != after:
+        raise TrainingError(
+            "rows of the training data are others than before this stage: something shuffled or changed the data set "
+            "in place, or told it the epoch, and the next stage would train on other rows than were recorded. Leave "
+            "the order to SISA, and let what changes with the epoch happen in training_step."
+        )
+
+
+def _check_kept(dataset: Any, reader: Reader, sizes: dict[tuple[int, str], int]) -> None:
+    """Refuse a data set that keeps what it drew when a row was first read: that depends on what was read before."""
+    one, other = (_read(_emptied(dataset, sizes), reader, seed) for seed in (1, 2))
+    changed = _differing(one, other)
+    if changed:
+        grown = ", ".join(_grown(dataset, sizes))
+        raise ContentError(
+            f"the data set keeps rows with random numbers in them ({grown}), which it drew when they were first read, "
+            "so they depend on the rows that were read before. Keep rows as they are and draw each time, or draw "
+            "everything before the fit and pass ids=."
+        )
+
+
+def _read(dataset: Any, reader: Reader, seed: int) -> list[bytes]:
+    """Read some rows under a seed, the global generators as they were afterwards."""
+    read = reader(dataset)
+    with kept_randomness():
+        seed_all(seed)
+        return [read(position) for position in spread(len(dataset))]
+
+
+def _differing(one: list[bytes], other: list[bytes]) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """Return a data set and all that it is cut or joined from."""
+    yield dataset
+    if isinstance(dataset, Subset):
+        yield from _parts(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _parts(part)
+
+
+def _sizes(dataset: Any) -> dict[tuple[int, str], int]:
+    """Return the number of entries of each container that a data set holds."""
+    containers = (dict, list, set)
+    return {
+        (id(part), name): len(held)
+        for part in _parts(dataset)
+        for name, held in getattr(part, "__dict__", {}).items()
+        if isinstance(held, containers)
+    }
+
+
+def _grown(dataset: Any, sizes: dict[tuple[int, str], int]) -> list[str]:
+    """Return the names of containers that hold more than they did."""
+    now = _sizes(dataset)
+    return sorted(name for (part, name), size in sizes.items() if now.get((part, name), 0) > size)
+
+
+def _emptied(dataset: Any, sizes: dict[tuple[int, str], int]) -> Any:
+    """Return a shallow copy of a data set in which what has grown is empty."""
+    twin = copy.copy(dataset)
+    if isinstance(dataset, Subset):
+        twin.dataset = _emptied(dataset.dataset, sizes)
+    elif isinstance(dataset, ConcatDataset):
+        twin.datasets = [_emptied(part, sizes) for part in dataset.datasets]
+    for name, held in vars(dataset).items():
+        size = sizes.get((id(dataset), name))
+        if size is not None and len(held) > size:
+            fresh = copy.copy(held)
+            fresh.clear()
+            setattr(twin, name, fresh)
+    return twin
