@@ -86,7 +86,9 @@ def is_met(guarantee: Guarantee, asked: Asked) -> bool:
 
 
 def is_kept(promise: Certified | Empirical, proved: Certified | Empirical) -> bool:
-    """Whether a method proved what it had promised."""
+    """Whether a method proved what it had promised, and no more than such a method can."""
+    if not isinstance(proved, (Certified, Empirical)):
+        return False
     return isinstance(promise, Empirical) or is_met(proved, Budget(promise.epsilon, promise.delta))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pybrush.errors import ConfigurationError
+from pybrush.errors import ConfigurationError, CorruptRecordError
 
 How = Literal["proved", "measured", "declared"]
 Holds = Literal["yes", "unknown", "violated"]
@@ -112,11 +112,18 @@ def as_plain(guarantee: Guarantee) -> dict[str, Any]:
 
 
 def from_plain(values: Mapping[str, Any]) -> Guarantee:
-    """Return the guarantee that `as_plain` was given, also after its values went through JSON."""
+    """Return the guarantee that `as_plain` was given, also after its values went through JSON.
+
+    Raises:
+        CorruptRecordError: for members that no guarantee of this kind has.
+    """
     members = {name: _tupled(value) for name, value in values.items() if name not in ("kind", "assumptions")}
     if "assumptions" in values:
         members["assumptions"] = tuple(Assumption(**each) for each in values["assumptions"])
-    return _KINDS[values["kind"]](**members)
+    try:
+        return _KINDS[values["kind"]](**members)
+    except (TypeError, LookupError, ConfigurationError) as error:
+        raise CorruptRecordError(f"a record holds a guarantee that is none ({error}); restore it.") from error
 
 
 _KINDS: dict[str, type[Exact] | type[Certified] | type[Empirical]] = {

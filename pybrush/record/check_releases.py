@@ -9,12 +9,15 @@ import json
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from pybrush.chain import weakest
 from pybrush.errors import CorruptRecordError
+from pybrush.guarantee import Certified, Exact, Guarantee, from_plain
 from pybrush.plan.graph import Stage, constituents
 from pybrush.record.check_stages import check_place
 from pybrush.record.record import Record
-from pybrush.record.releases import commitment_of, release_key, release_manifest, state_keys
+from pybrush.record.releases import commitment_of, links_of, release_key, release_manifest, state_keys
 from pybrush.record.store import ReleaseManifest
 
 
@@ -23,11 +26,9 @@ def check_releases(record: Record, stages: tuple[Stage, ...]) -> None:
     for key, parent, request, method in record.ledger.rows("SELECT key, parent, request, method FROM releases"):
         if key != release_key(parent or record.plan.roots[0], method, commitment_of(record, request)):
             raise CorruptRecordError(f"the key of the release in {record.ledger.path} is not that of its request.")
-    held, last = record.stand_ins(), constituents(stages)
-    for shard, key in held.items():
-        if shard not in last:
-            raise CorruptRecordError(f"the release serves shard {shard}, which has too few rows to be trained.")
-        _check_manifest(record, release_manifest(record, key), last[shard])
+    for shard, key in record.stand_ins().items():
+        _check_manifest(record, release_manifest(record, key), _last(constituents(stages), shard))
+    _check_guarantee(record)
     _check_handed_out(record)
     foreign = sorted(record.store.release_keys() & {stage.key for stage in stages})
     if foreign:
@@ -46,9 +47,9 @@ def check_serving(record: Record, keys: Mapping[int, str]) -> None:
     released = json.loads(rows[0][0]) if rows else {}
     for shard, key in keys.items():
         if states.get(shard) == key:
-            _check_manifest(record, release_manifest(record, key), last[shard])
+            _check_manifest(record, release_manifest(record, key), _last(last, shard))
         else:
-            check_place(record, last[shard])
+            check_place(record, _last(last, shard))
         sha256 = record.store.check(key).sha256
         if str(shard) in released and sha256 != released[str(shard)]["sha256"]:
             raise CorruptRecordError(f"{record.store.path(key)} holds another state than was released; restore it.")
@@ -77,6 +78,27 @@ def _check_manifest(record: Record, manifest: ReleaseManifest, stage: Stage) -> 
         _check_private(secret)
     elif secret.exists():
         raise CorruptRecordError(f"{secret} is a secret state of which its manifest says nothing; remove it.")
+
+
+def _last(last: Mapping[int, Stage], shard: int) -> Stage:
+    if shard not in last:
+        raise CorruptRecordError(f"the release serves shard {shard}, which has too few rows to be trained.")
+    return last[shard]
+
+
+def _check_guarantee(record: Record) -> None:
+    """Look that the current release guarantees what the chains of its states say, and no more."""
+    told = weakest(Exact(""), links_of(record, record.stand_ins()))
+    for (text,) in record.ledger.rows("SELECT guarantee FROM releases"):
+        if _bound(from_plain(json.loads(text))) != _bound(told):
+            raise CorruptRecordError(f"the release in {record.ledger.path} guarantees other than its states do.")
+
+
+def _bound(guarantee: Guarantee) -> tuple[Any, ...]:
+    """Return what a guarantee says of strength; declarations and differences may have changed since."""
+    if isinstance(guarantee, Certified):
+        return "Certified", guarantee.epsilon, guarantee.delta, guarantee.composed
+    return type(guarantee).__name__, getattr(guarantee, "findings", ())
 
 
 def _check_private(secret: Path) -> None:

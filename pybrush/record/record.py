@@ -216,7 +216,7 @@ class Record:
         """
         rows = self.ledger.rows("SELECT constituents FROM releases")
         held = json.loads(rows[0][0]) if rows else {}
-        return {int(shard): state["key"] for shard, state in held.items() if state["folder"] == "releases"}
+        return {int(shard): state["key"] for shard, state in held.items() if state.get("folder") == "releases"}
 
     def constituents(self) -> dict[int, str]:
         """Return the key of what serves each trained shard: its last stage, or a release's state in its place."""

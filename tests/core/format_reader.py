@@ -606,6 +606,17 @@ def defects_of_releases(record):
         }
         if json.loads(release["constituents"]) != last:
             yield "constituents of the release"
+    yield from defects_of_chains(record, commitments)
+
+
+def defects_of_chains(record, commitments):
+    manifests = record["manifests"]
+    links = [link for key in served(record).values() if key in manifests for link in manifests[key]["links"]]
+    kinds = {link["guarantee"]["kind"] for link in links}
+    for release in record["tables"]["releases"]:
+        kind = json.loads(release["guarantee"])["kind"]
+        if kind != ("Empirical" if "Empirical" in kinds else "Certified" if kinds else "Exact"):
+            yield "kind of guarantee"
     stages = {stage["shard"]: stage for stage in expected_stages(record)}
     for shard, key in served(record).items():
         manifest = manifests.get(key)

@@ -71,6 +71,7 @@ def test_a_budget_is_compared_with_all_releases_together():
 def test_a_promise_is_kept_by_as_much_or_more():
     assert is_kept(certified(0.5), certified(0.5)) and is_kept(certified(0.5), certified(0.4))
     assert not is_kept(certified(0.5), certified(0.6)) and not is_kept(certified(0.5), Empirical(()))
+    assert not is_kept(Empirical(()), EXACT) and not is_kept(certified(), EXACT)
     assert not is_kept(certified(0.5, 1e-6), certified(0.5, 1e-5)) and is_kept(Empirical(()), certified())
 
 

@@ -11,7 +11,7 @@ from pybrush import tables
 from pybrush.errors import (
     CorruptRecordError,
 )
-from pybrush.guarantee import Exact
+from pybrush.guarantee import Certified, Exact, as_plain
 from pybrush.record import states
 from tests.core.forty_rows import (
     FIRST,
@@ -69,6 +69,14 @@ def weaken_nothing(folder):
     path.write_text(json.dumps(values))
 
 
+def strengthen(folder):
+    """A chain that claims to prove what was only found."""
+    (path,) = folder.glob("releases/*/manifest.json")
+    values = json.loads(path.read_text())
+    values["links"][-1]["guarantee"] = as_plain(Certified(0.1, 1e-9, "training without", "one request"))
+    path.write_text(json.dumps(values))
+
+
 def remove(folder):
     (path,) = folder.glob("releases/*")
     shutil.rmtree(path)
@@ -99,6 +107,11 @@ DAMAGES = {
     "of another slice": (change_manifest("slice", 0), "last stage"),
     "of other rows": (change_manifest("rows", 3), "last stage"),
     "of another chain": (weaken_nothing, "chain"),
+    "of a stronger chain": (strengthen, "guarantees other"),
+    "a stronger guarantee in the ledger": (
+        change_row("UPDATE releases SET guarantee = replace(guarantee, '2 rows climbed', '3 rows climbed')"),
+        "guarantees other",
+    ),
     "without a chain": (change_manifest("links", []), "chain"),
     "a stage among the releases": (copy_of_stage, "holds stages"),
     "another method in the ledger": (change_row("UPDATE releases SET method = 'rebuild'"), "key of the release"),

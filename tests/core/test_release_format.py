@@ -84,6 +84,7 @@ DAMAGES = {
     "a request": (change_manifest("request", 3), "release's state"),
     "a method": (change_manifest("method", "shrink"), "release's state"),
     "a release": (change_manifest("release", "00" * 32), "release's state"),
+    "a guarantee": (change("UPDATE releases SET guarantee = replace(guarantee, 'Empirical', 'Exact')"), "kind of"),
     "a count of rows": (change_manifest("rows", 1), "release's state"),
     "the folder of a constituent": (
         change("UPDATE releases SET constituents = replace(constituents, 'releases', 'stages')"),
