@@ -9,20 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from pybrush.build import Sources, check_rows
+from pybrush.build import Sources, check_rows, publish
 from pybrush.chain import Link, is_kept
 from pybrush.change import Change
-from pybrush.errors import ContentError, GuaranteeError, MissingRowsError, RecordError, UnsupportedError
+from pybrush.errors import ContentError, GuaranteeError, MissingRowsError, UnsupportedError
 from pybrush.learner import Learner
 from pybrush.method import Applied, ApproximateMethod, Portion, method_text
 from pybrush.plan.graph import Stage, constituents
 from pybrush.plan.order import Positions, ReleaseSeeds
-from pybrush.record.files import remove_folder
-from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Record
 from pybrush.record.releases import commitment_of, current_key, links_of, next_release, state_keys
 from pybrush.record.samples import Holdings, Samples
@@ -170,7 +167,8 @@ def _make_state(
         links=tuple(link.plain() for link in _chain(record, request, edit, shard, applied)),
         visits=applied.visits,
     )
-    _publish(record, record.store.write_aside(learner.read_state(), manifest, applied.secret), key)
+    aside = record.store.write_aside(learner.read_state(), manifest, applied.secret)
+    publish(record, aside, key, record.store.publish_release)
     return manifest
 
 
@@ -189,11 +187,3 @@ def _chain(record: Record, request: int, edit: Edit, shard: int, applied: Applie
     began = edit.standing.began[shard]
     before = links_of(record, {shard: began}) if record.stand_ins().get(shard) == began else []
     return [*before, Link(request, shard, method_text(edit.method), applied.guarantee)]
-
-
-def _publish(record: Record, aside: Path, key: str) -> None:
-    with coordinator_lock(record.folder):
-        if key not in record.ledger.wanted():
-            remove_folder(aside)
-            raise RecordError(f"the plan of {record.folder} changed while a method ran; call again.")
-        record.store.publish_release(aside, key)

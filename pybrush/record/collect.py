@@ -90,6 +90,8 @@ def remove_unwanted(record: Record, clear: Callable[[Record], dict[str, Any]]) -
         record: the record.
         clear: deals with the artefacts, and says what it did.
     """
+    record.store.vault.check_current(record.ledger)
+    record.store.vault.note_latest(record.ledger)
     wanted = record.ledger.wanted()
     cleared = clear(record)
     stages, releases = sorted(record.store.keys() - wanted), sorted(record.store.release_keys() - wanted)

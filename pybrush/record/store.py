@@ -194,18 +194,21 @@ class StageStore:
         return states.load(self.secret_path(key), read_file=self._reader(manifest))
 
     def check_complete(self, key: str) -> None:
-        """Look that the files of a state are there and none is cut short; no tensor is read.
+        """Look that the files of a state are there and none is cut short, and its secret key; no tensor is read.
 
         Raises:
             CorruptRecordError: naming the file that is missing or cut short.
+            SecretKeyError: where the ring is there and the state's key is not in it.
         """
         manifest = self.manifest(key)
-        if manifest.encryption is not None:
-            check_sizes(manifest.encryption, self.path(key))
+        if manifest.encryption is None:
+            states.check_complete(self.path(key))
+            if _has_secret(manifest):
+                states.check_complete(self.secret_path(key))
             return
-        states.check_complete(self.path(key))
-        if _has_secret(manifest):
-            states.check_complete(self.secret_path(key))
+        check_sizes(manifest.encryption, self.path(key))
+        if self.can_open(key):
+            self._reader(manifest)
 
     def leans_on_initial(self, key: str) -> bool:
         """Whether a state, its files checked before, names tensors of the initial state."""

@@ -122,6 +122,7 @@ def open_request(record: Record) -> OpenRequest | None:
 def tidy(record: Record) -> None:
     """Remove what dead processes left, and close a request of which only the seal is missing."""
     record.ledger.check_settings()
+    record.store.vault.check_current(record.ledger)
     with coordinator_lock(record.folder):
         waiting = unfinished(record)
         known = {str(request.number) for request in waiting}
@@ -174,13 +175,17 @@ def accept(
 
 @contextmanager
 def _pending_written(record: Record, number: int, change: Change) -> Iterator[None]:
-    """Write a pending file, and remove it where what the block does with it fails."""
+    """Write a pending file, and remove it where what the block does with it fails.
+
+    An interrupt may also come just after the request was accepted: then it needs its file.
+    """
     path = pending_path(record, number)
     replace(path, change.to_bytes())
     try:
         yield
     except BaseException:
-        unlink(path)
+        if not record.ledger.rows("SELECT 1 FROM requests WHERE number = ?", (number,)):
+            unlink(path)
         raise
 
 

@@ -87,6 +87,7 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
     check_queue(record.ledger)
     check_plan(record)
     check_cells(record)
+    record.store.vault.check_current(record.ledger)
     if depth == "digests":
         check_initial(record)  # first, since every stage descends from it
     stages, held = record.graph(), record.stand_ins()

@@ -19,6 +19,9 @@ from tests.core.test_kill import cancel, files_in, id_case, kill_points, queue_c
 
 scratch = test_kill.scratch
 
+AROUND = [f"{when} commit {what}" for when in ("before", "after") for what in ("accept", "commit", "seal")]
+"""Where a request changes what the queue says."""
+
 
 def states_of(folder):
     with closing(Record.open(folder, KEY)) as record:
@@ -102,8 +105,7 @@ def test_a_cancellation_that_is_killed_and_made_again_lets_all_entries_wait_and_
 def test_a_fit_after_a_kill_finishes_what_was_accepted_and_leaves_what_waits(scratch):
     case = queue_case()
     base, twin = with_twins(case, scratch)
-    around = [f"{when} commit {what}" for when in ("before", "after") for what in ("accept", "commit")]
-    for _, folder in kill_points(base, case.serve, scratch, around):
+    for _, folder in kill_points(base, case.serve, scratch, AROUND):
         accepted = ("waiting", None) not in states_of(folder)
         case.refit(folder)
         if not accepted:
@@ -118,7 +120,7 @@ def test_a_request_for_others_that_is_killed_takes_its_names_out_of_the_queue_on
     base, twin = with_twins(case, scratch)
     for ids in (case.ids[3:5], case.ids[8:9]):
         enqueue(base, ids)
-    for step, folder in kill_points(base, case.serve, scratch):
+    for step, folder in kill_points(base, case.serve, scratch, AROUND):
         case.serve(folder)
         assert_same_record(folder, twin)
         assert states_of(folder) == [("waiting", None), ("served", 1)], step
@@ -130,7 +132,7 @@ def test_an_entry_that_waited_is_served_after_a_request_that_was_killed(scratch)
     case = id_case()
     base, twin = with_twins(case, scratch)
     enqueue(base, case.ids[8:9])
-    for _, folder in kill_points(base, partial(case.serve, ask=by_ids(case.ids[3:4])), scratch):
+    for _, folder in kill_points(base, partial(case.serve, ask=by_ids(case.ids[3:4])), scratch, AROUND):
         with closing(Record.open(folder, KEY)) as record:
             accepted = bool(record.requests)
         result = case.serve(folder, queue_case().ask)

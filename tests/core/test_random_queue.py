@@ -210,7 +210,7 @@ class Days:
         return reader.subject_name(KEY, one) if isinstance(one, str) else reader.pseudonym(KEY, IDS[one])
 
 
-@pytest.mark.parametrize("number", range(25))
+@pytest.mark.parametrize("number", [*range(25), *(pytest.param(n, marks=pytest.mark.long) for n in range(25, 145))])
 def test_whatever_waits_and_whoever_comes_first_the_record_is_that_of_a_fit_on_what_is_left(number, tmp_path):
     days = Days(number, tmp_path / "a")
     steps = [days.enqueue] * 6 + [days.withdraw, days.forget_others, days.serve, days.fail]

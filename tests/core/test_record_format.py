@@ -636,7 +636,9 @@ def test_the_key_ring_holds_one_key_for_each_stage_and_the_id_that_the_plan_has(
     record, ring = reader.read_record(folder), folder.with_name("encrypted.keys")
     assert (ring / "ring").read_text() == record["plan"]["encryption"]["ring"]
     noted = {manifest["encryption"]["key_id"] for key, manifest in record["manifests"].items() if key != "initial"}
-    assert {path.name for path in ring.iterdir()} == noted | {"ring"}
+    assert {path.name for path in ring.iterdir()} == noted | {"ring", "latest"}
+    number, digest = (ring / "latest").read_text().split(" ")
+    assert {event["number"]: event["digest"].hex() for event in record["tables"]["events"]}[int(number)] == digest
     for stage in reader.expected_stages(record):
         name = record["manifests"][stage["key"]]["encryption"]["key_id"]
         assert re.fullmatch(stage["key"] + r"\.[0-9a-f]{8}", name) and len((ring / name).read_bytes()) == 32

@@ -50,8 +50,19 @@ def twin(scratch):
     return scratch / "twin"
 
 
-@pytest.mark.parametrize("deadly", [NAMES, [beside(GONE[0])]], ids=["at once", "in the last slice"])
-@pytest.mark.parametrize("call", ["fit", "unlearn"])
+LATER = [beside(GONE[0])]
+
+
+@pytest.mark.parametrize(
+    ("call", "deadly"),
+    [
+        ("fit", NAMES),
+        ("unlearn", LATER),
+        pytest.param("fit", LATER, marks=pytest.mark.long),
+        pytest.param("unlearn", NAMES, marks=pytest.mark.long),
+    ],
+    ids=["fit at once", "request later", "fit later", "request at once"],
+)
 def test_a_worker_that_dies_leaves_the_model_as_it_was_and_the_rerun_ends_in_the_same_bits(call, deadly, scratch):
     initial = scratch / "initial.pt"
     in_process(partial(fit, WITH_WORKERS, scratch / "twin", initial, GONE))
@@ -78,44 +89,51 @@ def test_a_worker_that_dies_leaves_the_model_as_it_was_and_the_rerun_ends_in_the
     assert states(scratch / "hit") == ["sealed"]
 
 
-def ask(folder, interrupts):
-    """Forget the rows in a new process; once more each time it is interrupted, as often as `interrupts` says."""
+def ask(folder, begun):
+    """Forget the rows in a new process; say when it begins, and begin again after each interrupt."""
     module, trainer = module_for(CASE, folder / "initial.pt"), trainer_for(CASE, folder)
     before = tensors_of(module)
-    while True:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has set it to be ignored
-        os.write(interrupts, b"!")
+    is_done = False
+    while not is_done:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+        os.write(begun, b"!")
         try:
             trainer.unlearn(ids=named(GONE), model=module, **data_for(CASE))
+            is_done = True
         except (KeyboardInterrupt, SystemExit):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if states(folder)[-1:] in ([], ["pending"]):
                 assert holds(module, before)
-            continue
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-SEEDS = [*range(2), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 25))]
+def stop_until_done(work, kind, chance):
+    """Start some work again and again and send it a signal each time it begins, later from time to time."""
+    longest = 0.0
+    while True:
+        begun, say = os.pipe()
+        child = fork(partial(work, say))
+        os.close(say)
+        while os.read(begun, 1):
+            longest += 0.1
+            time.sleep(chance.uniform(0, longest))
+            os.kill(child, kind)
+        os.close(begun)
+        status = status_of(child)
+        if status == 0:
+            return
+        assert status == kind == signal.SIGKILL
+
+
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 25))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
 def test_a_request_that_is_stopped_at_random_is_finished_by_the_next_call(kind, seed, twin, scratch):
-    base, chance = scratch / "base", random.Random(seed)
-    in_process(partial(fit, CASE, base, scratch / "initial.pt"))
-    shutil.copy(scratch / "initial.pt", base / "initial.pt")
-    begun, say = os.pipe()
-    started, longest = time.perf_counter(), None
-    for _ in range(100):
-        child = fork(partial(ask, base, say))
-        assert os.read(begun, 1) == b"!"
-        wait = chance.uniform(0, 0.4)
-        time.sleep(wait)
-        os.kill(child, kind)
-        status = status_of(child)
-        if status == 0:
-            break
-        assert status == kind == signal.SIGKILL
-    assert_same_record(base, twin)
-    assert states(base) == ["sealed"]
+    folder = scratch / "stopped"
+    in_process(partial(fit, CASE, folder, scratch / "initial.pt"))
+    shutil.copy(scratch / "initial.pt", folder / "initial.pt")
+    stop_until_done(partial(ask, folder), kind, random.Random(seed))
+    assert_same_record(folder, twin)
+    assert states(folder) == ["sealed"]
