@@ -75,6 +75,8 @@ def _summary(result: UnlearnResult) -> list[tuple[str, Any]]:
         ),
         ("trained shards", ", ".join(map(str, result.shards))),
     ]
+    if result.entries:
+        rows.append(("entries of the queue", ", ".join(map(str, result.entries))))
     if result.left_out:
         rows.append(("shards left out (too few rows)", ", ".join(map(str, result.left_out))))
     return rows + [("note", note) for note in result.notes]
