@@ -6,13 +6,13 @@ TORCH ?= torch==2.13.0
 # The first pip that knows --group is 25.1.
 PIP ?= pip==25.3
 # Only the extras whose code exists.
-EXTRAS ?= lightning,hydra,data
+EXTRAS ?= lightning,hydra,data,encrypt
 DEMO ?= examples/demo.py
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup
 
-.PHONY: setup demo check test test-long wheel clean
+.PHONY: setup demo check test test-long faults wheel clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -m long --timeout=3600 tests
+
+# Every fault at every instant, and more seeds; `make check` runs a sample of it.
+faults: setup
+	$(BIN)/python -m pytest -n 2 -m 'long or not long' --timeout=3600 tests/faults
 
 wheel: setup
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pybrush.guarantee import Assumption, Budget, Certified, Empirical, Exact
     from pybrush.plan import ShardPlan
     from pybrush.record import Record
+    from pybrush.replay import Replay, Tolerance
     from pybrush.result import UnlearnCost, UnlearnResult
 
 _HOMES = {
@@ -26,7 +27,9 @@ _HOMES = {
     "Exact": "guarantee",
     "PyBrushError": "errors",
     "Record": "record",
+    "Replay": "replay",
     "ShardPlan": "plan",
+    "Tolerance": "replay",
     "UnlearnCost": "result",
     "UnlearnResult": "result",
 }
@@ -39,7 +42,9 @@ __all__ = [
     "Exact",
     "PyBrushError",
     "Record",
+    "Replay",
     "ShardPlan",
+    "Tolerance",
     "UnlearnCost",
     "UnlearnResult",
     "__version__",

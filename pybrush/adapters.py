@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from pybrush.errors import UnsupportedError
+from pybrush.errors import MissingExtraError, UnsupportedError
 
 GROUP = "pybrush.adapters"
 
@@ -22,6 +22,22 @@ class Adapter(Protocol):
 
     def aggregate(self, record: Any, model: Any) -> Any:
         """Return one model that predicts with all constituents of a record."""
+
+
+def adapter_named(name: str) -> Any:
+    """Return an installed adapter by its name.
+
+    Raises:
+        MissingExtraError: where it or its framework is not installed.
+    """
+    remedy = f"pip install 'pybrush[{name}]'"
+    found = list(entry_points(group=GROUP, name=name))
+    if not found:
+        raise MissingExtraError(f"the adapter {name!r} is not installed: {remedy}.")
+    try:
+        return found[0].load()()
+    except ImportError as error:
+        raise MissingExtraError(f"the adapter {name!r} cannot be imported ({error}): {remedy}.") from error
 
 
 def adapter_of(model: Any) -> Adapter:

@@ -1,9 +1,11 @@
-"""The `pybrush` command: train a record from a configuration, forget from it, price it, verify it, look into it.
+"""The `pybrush` command: train a record from a configuration, forget from it now or later, price, verify, export it.
 
     pybrush plan experiment=mnist5k_sisa
     pybrush train experiment=mnist5k_sisa
     pybrush unlearn record=records/mnist5k forget.file=ids.txt guarantee=exact
+    pybrush enqueue record=records/mnist5k forget.file=ids.txt
     pybrush verify record=records/mnist5k
+    pybrush export record=records/mnist5k to=deploy/mnist5k
     pybrush info record=records/mnist5k
 
 This file is the way in and the way out: which command is meant, and how errors and interruptions are told.
@@ -29,11 +31,14 @@ usage: pybrush COMMAND [KEY=VALUE] ...
   pybrush train experiment=digits_sisa     train, and leave a record from which samples can be forgotten
   pybrush unlearn record=FOLDER forget.file=FILE guarantee=exact
                                            forget what the file names, and say what is guaranteed
+  pybrush enqueue record=FOLDER forget.file=FILE
+                                           note what a later unlearn forget.queued=true forgets, all at once
   pybrush verify record=FOLDER             look whether everything is true that must be true of a record
+  pybrush export record=FOLDER to=FOLDER   write the model to deploy, and nothing else of the record
   pybrush info record=FOLDER               tell what a record holds: rows, stages, requests, bytes on disk
 
 Each command has its own --help. Exit status: 0 done, 1 refused or failed; verify: 0 clean, 1 a defect,
-2 something is unfinished. PYBRUSH_DEBUG=1 shows where an error came from.
+2 something is unfinished, 3 a stage does not replay. PYBRUSH_DEBUG=1 shows where an error came from.
 """
 
 
@@ -71,7 +76,9 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "plan": commands.plan,
         "train": commands.train,
         "unlearn": commands.unlearn,
+        "enqueue": commands.enqueue,
         "verify": commands.verify,
+        "export": commands.export,
         "info": commands.info,
     }
     if name not in known:

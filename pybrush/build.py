@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from pybrush.learner import Horizon, Learner
 from pybrush.plan.graph import Stage
 from pybrush.plan.order import Positions, Seeds, StageRows
 from pybrush.plan.outlook import Outlook, clock
-from pybrush.record.files import remove_folder
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Record
 from pybrush.record.samples import Holdings, Samples, hold
@@ -47,6 +47,17 @@ def missing_stages(record: Record, stages: Iterable[Stage]) -> list[Stage]:
     return [stage for stage in stages if not record.store.has(stage.key)]
 
 
+def due_stages(record: Record, stages: Iterable[Stage], served: Container[int]) -> list[Stage]:
+    """Return the stages to train, parents first: those without a state, but for shards that a release's state serves.
+
+    Args:
+        record: the record.
+        stages: what its samples call for.
+        served: the shards that a release's state serves.
+    """
+    return [stage for stage in missing_stages(record, stages) if stage.shard not in served]
+
+
 def check_rows(record: Record, samples: Samples, holdings: Holdings, sources: Sources, todo: list[Stage]) -> None:
     """Check that the data set still holds, unchanged, every row that some stages train on.
 
@@ -69,8 +80,9 @@ def check_rows(record: Record, samples: Samples, holdings: Holdings, sources: So
     changed = int((now != samples.contents[holdings.sample[rows]]).any(axis=1).sum())
     if changed:
         raise ContentError(
-            f"the content of {changed} rows is not what {record.folder} recorded under their ids. Restore the data, "
-            "or forget these ids and train on the new rows in a new record."
+            f"the content of {changed} rows is not what {record.folder} recorded under their ids. Restore the data; "
+            "or, where labels were fixed or samples replaced on purpose, note that with record.amend(ids) and call "
+            "unlearn(queued=True)."
         )
 
 
@@ -144,16 +156,59 @@ def _recorded(record: Record) -> list[Manifest]:
 
 
 def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook) -> Manifest:
+    manifest = train(record, sources, stage, rows, outlook, stage.key)
+    publish(record, record.store.write_aside(sources.learner.read_state(), manifest), stage.key, record.store.publish)
+    return manifest
+
+
+def publish(record: Record, aside: Path, key: str, put: Callable[[Path, str], None]) -> None:
+    """Publish what was written aside, or drop it.
+
+    Args:
+        record: the record.
+        aside: the temporary folder.
+        key: what is published.
+        put: moves the folder to its key.
+
+    Raises:
+        RecordError: where the record does not want the key any more.
+    """
+    try:
+        with coordinator_lock(record.folder):
+            if key not in record.ledger.wanted():
+                record.store.drop(aside)
+                raise RecordError(f"the plan of {record.folder} changed while a state of it was made; call again.")
+            put(aside, key)
+    finally:
+        record.store.let_go(aside)
+
+
+def train(
+    record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook, files_under: str
+) -> Manifest:
+    """Train a stage from its parent's state; the model then holds what came of it, and nothing is stored.
+
+    Args:
+        record: the record.
+        sources: what the stage is trained from.
+        stage: the stage.
+        rows: its rows at hand.
+        outlook: what is trained besides.
+        files_under: key under which files that user code writes meanwhile are registered.
+
+    Returns:
+        What a manifest says of such a training.
+    """
     plan, learner = record.plan, sources.learner
     state, parent = record.store.load("initial" if stage.starts_shard else stage.parent)
     learner.write_state(state)
     before = plan.epochs_per_slice * stage.trained_before
     total = plan.epochs_per_slice * plan.slices
-    horizon = Horizon(stage.shard, stage.slice, plan.epochs_per_slice, before, total, stage.key, outlook)
+    horizon = Horizon(stage.shard, stage.slice, plan.epochs_per_slice, before, total, files_under, outlook)
     started = time.perf_counter()
     seeds = Seeds(plan.seed, stage.shard, stage.slice)
     trained = learner.train_stage(sources.data, _ordering(plan.order, plan.seed, stage, rows), horizon, seeds)
-    manifest = Manifest(
+    return Manifest(
         key=stage.key,
         parent=stage.parent,
         parent_sha256=parent.sha256,
@@ -166,13 +221,6 @@ def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows
         environment=learner.environment(),
         notes=trained.notes,
     )
-    aside = record.store.write_aside(learner.read_state(), manifest)
-    with coordinator_lock(record.folder):
-        if stage.key not in record.ledger.wanted():
-            remove_folder(aside)
-            raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
-        record.store.publish(aside, stage.key)
-    return manifest
 
 
 def _ordering(order: str, seed: int, stage: Stage, rows: StageRows) -> Callable[[int], Positions]:
@@ -186,7 +234,9 @@ def _sequential(rows: StageRows, epoch: int) -> Positions:  # noqa: ARG001 (each
     return rows.sequential()
 
 
-def holdings_of(record: Record, samples: Samples, roster: Roster, *, absent_asked: bool = False) -> Holdings:
+def holdings_of(
+    record: Record, samples: Samples, roster: Roster, *, absent_asked: bool = False, new_asked: bool = False
+) -> Holdings:
     """Match a data set with the samples of a record and say what does not fit.
 
     Args:
@@ -194,11 +244,13 @@ def holdings_of(record: Record, samples: Samples, roster: Roster, *, absent_aske
         samples: what it holds.
         roster: the data set at hand.
         absent_asked: whether the caller is about to forget the absent rows, so that they need no warning.
+        new_asked: whether the caller is about to record the new rows, so that they need none either.
     """
     holdings = hold(samples, roster)
-    if holdings.unrecorded:
+    if holdings.unrecorded and not new_asked:
         _log.warning(
-            "%d rows of the data set are not recorded in %s (forgotten, or new); they are not trained on.",
+            "%d rows of the data set are not recorded in %s (forgotten, or new); they are not trained on. "
+            "record.admit() lets new ones join.",
             holdings.unrecorded,
             record.folder,
         )

@@ -1,4 +1,4 @@
-"""What each command does: plan, train, unlearn, verify and info.
+"""What each command does: plan, train, unlearn, enqueue, verify, export and info.
 
 `train` leaves the composed configuration in the record, and `unlearn` builds model, data and trainer from it,
 from modules that are trusted by name alone. Only `train` is a Hydra job with an output folder: the others
@@ -11,18 +11,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pybrush import forget_file, tables
 from pybrush.composing import (
     CONFIG,
     CommandAdapter,
-    adapter_named,
     build,
+    command_adapter,
     composed,
     conf_folder,
     record_keeper,
@@ -33,7 +33,16 @@ from pybrush.errors import ConfigurationError, RecordError
 from pybrush.plan.forecast import Sizes, stage_bytes_of
 from pybrush.record import Record
 from pybrush.record.files import make_folder, replace, unlink
-from pybrush.settings import InfoSettings, PlanSettings, UnlearnSettings, VerifySettings, path_of
+from pybrush.replay import Replay
+from pybrush.settings import (
+    EnqueueSettings,
+    ExportSettings,
+    InfoSettings,
+    PlanSettings,
+    UnlearnSettings,
+    VerifySettings,
+    path_of,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -82,32 +91,76 @@ def unlearn(words: Sequence[str]) -> int:
     lines = [] if forget.file is None else forget_file.entries(path_of(forget.file))
     record = Record.open(path_of(settings.record))
     try:
-        adapter = adapter_named(record.plan.adapter)
+        adapter = command_adapter(record.plan.adapter)
         if not (record.folder / CONFIG).is_file():
             raise _made_by_a_script(record, adapter, settings, lines)
-        what = forget_file.named(record, forget.kind, forget.type, lines) if lines else {"missing": True}
+        what = forget_file.named(record, forget.kind, forget.type, lines) if lines else _without_file(settings)
         config = stored_config(record, adapter, settings.allow)
     finally:
         record.close()
     trainer, model, data = build(config, adapter)
-    request = {name: getattr(settings, name) for name in ("guarantee", "method", "duplicates", "dry_run")}
+    request = {name: getattr(settings, name) for name in ("guarantee", "method", "duplicates", "purge", "dry_run")}
     with _progress_shown():
         result = adapter.unlearn(trainer, model, data, request | what)
     tables.show_result(result)
     if settings.report is not None:
         tables.show_line(f"report: {result.report(path_of(settings.report))}")
+    if settings.receipt is not None and result.salt:
+        tables.show_line(f"receipt: {result.write_receipt(path_of(settings.receipt))}")
+    return 0
+
+
+def enqueue(words: Sequence[str]) -> int:
+    """Note in the record what is to be done later, with what else waits."""
+    settings = settings_of("enqueue", words, EnqueueSettings)
+    later = settings.forget
+    lines = [] if later.file is None else forget_file.entries(path_of(later.file))
+    record = Record.open(path_of(settings.record))
+    try:
+        if later.admit:
+            entry = record.admit()
+        elif later.kind == "amend" and lines:
+            entry = record.amend(**forget_file.named(record, "ids", later.type, lines))
+        else:
+            what = forget_file.named(record, later.kind, later.type, lines) if lines else {"before": later.before}
+            entry = record.enqueue(**what)
+        tables.show_entry(record, entry)
+    finally:
+        record.close()
     return 0
 
 
 def verify(words: Sequence[str]) -> int:
-    """Check a record; return 0 if it is clean, 2 if something is unfinished. A defect raises."""
-    record = Record.open(path_of(settings_of("verify", words, VerifySettings).record))
+    """Check a record; return 0 if it is clean, 2 if something is unfinished, 3 if a replay differs. A defect raises."""
+    settings = settings_of("verify", words, VerifySettings)
+    record = Record.open(path_of(settings.record))
     try:
-        found = record.verify()
+        again = _replayed_by(record, settings) if settings.depth == "replay" else None
+        found = record.verify("manifests" if settings.depth == "manifests" else "digests")
+        receipt = None if settings.receipt is None else record.check_receipt(path_of(settings.receipt))
     finally:
         record.close()
-    tables.show_verification(record, found)
-    return 0 if found.is_clean else 2
+    tables.show_verification(record, found, receipt)
+    status = 0 if found.is_clean else 2
+    if again is None:
+        return status
+    with _progress_shown():
+        replayed = again()
+    tables.show_replay(replayed)
+    return 3 if replayed.outcome == "mismatch" else status
+
+
+def export(words: Sequence[str]) -> int:
+    """Write the model that a record deploys into a folder of its own."""
+    settings = settings_of("export", words, ExportSettings)
+    record = Record.open(path_of(settings.record))
+    try:
+        with _progress_shown():
+            place = record.export(path_of(settings.to), overwrite=settings.overwrite)
+    finally:
+        record.close()
+    tables.show_line(f"exported to {place}; a later request removes from it what held the forgotten samples")
+    return 0
 
 
 def info(words: Sequence[str]) -> int:
@@ -131,7 +184,7 @@ def info(words: Sequence[str]) -> int:
 def _described_sizes(words: Sequence[str]) -> Sizes:
     """Return the sizes of a training that is built from its configuration and then dropped."""
     config = composed(words)
-    adapter = adapter_named(config.adapter)
+    adapter = command_adapter(config.adapter)
     record_keeper(config)
     return adapter.sizes(*build(config, adapter))
 
@@ -149,7 +202,7 @@ def _train(config: DictConfig) -> None:
     """Build, fit, evaluate and show one training: the job that Hydra runs."""
     from omegaconf import OmegaConf
 
-    adapter, keeper = adapter_named(config.adapter), record_keeper(config)
+    adapter, keeper = command_adapter(config.adapter), record_keeper(config)
     folder = path_of(keeper.record)
     text = _HEADER + OmegaConf.to_yaml(config, resolve=True)
     trainer, model, data = build(config, adapter)
@@ -195,13 +248,20 @@ def _is_record(folder: Path) -> bool:
 # Forgetting
 
 
+def _without_file(settings: UnlearnSettings) -> dict[str, Any]:
+    """Return the keyword argument of `unlearn` of a request that needs no forget file."""
+    if settings.forget.before is not None:
+        return {"before": settings.forget.before}
+    return {"queued": True} if settings.forget.queued else {"missing": True}
+
+
 def _made_by_a_script(
     record: Record, adapter: CommandAdapter, settings: UnlearnSettings, lines: list[str]
 ) -> RecordError:
     """Return the error for a record without a configuration, with the Python lines to use."""
     kind, reading = settings.forget.kind, ""
-    if settings.missing:
-        request = {"missing": "True"}
+    if not lines:
+        request = {name: repr(value) for name, value in _without_file(settings).items()}
     elif kind == "ids" and record.plan.naming != "ids":
         request = {"forget": "forget"}
         reading = f"forget = ...  # a loader or data set of the samples: this record names them by {record.plan.naming}"
@@ -211,10 +271,34 @@ def _made_by_a_script(
         request = {kind: kind}
         reading = f"{kind} = [{entry} for line in Path({settings.forget.file!r}).read_text().splitlines()]"
     request |= {"guarantee": repr(settings.guarantee)} if settings.guarantee is not None else {}
+    request |= {"purge": repr(settings.purge)} if settings.purge != "delete" else {}
     request |= {"dry_run": "True"} if settings.dry_run else {}
+    return _without_config(record, adapter.script(record, reading, request))
+
+
+# Verifying
+
+
+def _replayed_by(record: Record, settings: VerifySettings) -> Callable[[], Replay]:
+    """Return what replays stages of a record with objects built from its configuration.
+
+    Raises:
+        RecordError: for a record without one, with the Python lines to use.
+    """
+    adapter = command_adapter(record.plan.adapter)
+    allowed = settings.tolerance
+    if not (record.folder / CONFIG).is_file():
+        arguments = {"stages": repr(settings.stages), "tolerance": repr(allowed)}
+        raise _without_config(record, adapter.replay_script(record, arguments))
+    config = stored_config(record, adapter, settings.allow)
+    request = {"stages": settings.stages, "tolerance": allowed}
+    return lambda: adapter.replay(*build(config, adapter), request)
+
+
+def _without_config(record: Record, lines: str) -> RecordError:
     return RecordError(
         f"{record.folder} was made by a script: it has no {CONFIG} from which model, data and trainer could be "
-        f"built. Nothing was touched. Use these lines instead:\n\n{adapter.script(record, reading, request)}"
+        f"built. Nothing was touched. Use these lines instead:\n\n{lines}"
     )
 
 

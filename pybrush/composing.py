@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pybrush
-from pybrush.adapters import GROUP
-from pybrush.errors import ConfigurationError, MissingExtraError
+from pybrush.adapters import adapter_named
+from pybrush.errors import ConfigurationError
 from pybrush.plan.forecast import Sizes
 from pybrush.record import Record
+from pybrush.replay import Replay
 from pybrush.result import UnlearnResult
 from pybrush.settings import check_words, quoted
 from pybrush.trust import Trust, check_targets
@@ -50,24 +50,19 @@ class CommandAdapter(Protocol):
     def unlearn(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> UnlearnResult:
         """Serve a request."""
 
+    def replay(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> Replay:
+        """Train stages again and compare."""
+
     def script(self, record: Record, reading: str, request: Mapping[str, str]) -> str:
         """Return Python lines that serve a request on a record made by a script."""
 
+    def replay_script(self, record: Record, request: Mapping[str, str]) -> str:
+        """Return Python lines that replay stages of a record made by a script."""
 
-def adapter_named(name: str) -> CommandAdapter:
-    """Return an installed adapter by its name.
 
-    Raises:
-        MissingExtraError: where it or its framework is not installed.
-    """
-    remedy = f"pip install 'pybrush[{name}]'"
-    found = list(entry_points(group=GROUP, name=name))
-    if not found:
-        raise MissingExtraError(f"the adapter {name!r} is not installed: {remedy}.")
-    try:
-        adapter: CommandAdapter = found[0].load()()
-    except ImportError as error:
-        raise MissingExtraError(f"the adapter {name!r} cannot be imported ({error}): {remedy}.") from error
+def command_adapter(name: str) -> CommandAdapter:
+    """Return an installed adapter by its name (see `pybrush.adapters.adapter_named`)."""
+    adapter: CommandAdapter = adapter_named(name)
     return adapter
 
 
@@ -87,8 +82,10 @@ def settings_of(command: str, words: Sequence[str], shape: type[S]) -> S:
     check_words(words, OmegaConf.to_container(OmegaConf.load(path)))
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose(command, [quoted(word) for word in words])
-    if OmegaConf.is_missing(composed, "record"):  # where one is needed, its file says ???
-        raise ConfigurationError(f"say which record: pybrush {command} record=FOLDER.")
+    for name in ("record", "to"):  # where one is needed, its file says ???
+        if OmegaConf.is_missing(composed, name):
+            which = "which record" if name == "record" else "where to"
+            raise ConfigurationError(f"say {which}: pybrush {command} {name}=FOLDER.")
     typed = OmegaConf.structured(shape)
     # Made of frozen dataclasses it is read-only, group by group; the checks of types are what we want of it.
     groups = [
@@ -158,7 +155,7 @@ def record_keeper(config: DictConfig) -> DictConfig:
         raise ConfigurationError(
             f"the command needs one callback that keeps a record, as callbacks=sisa; got {len(nodes)}."
         )
-    for name in ("ids", "subjects"):
+    for name in ("ids", "subjects", "times"):
         if isinstance(nodes[0].get(name), Sequence) and not isinstance(nodes[0].get(name), str):
             raise ConfigurationError(
                 f"{name} of the callback lists {len(nodes[0][name])} entries, and a configuration is stored where no "

@@ -23,11 +23,16 @@ _STYLE = (
 
 def write_page(result: UnlearnResult, path: Path) -> Path:
     """Write the page of a result, readable by its owner alone; return its path."""
+    return write_private(path, page(result))
+
+
+def write_private(path: Path, text: str) -> Path:
+    """Write a text file, in one step and readable by its owner alone; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(page(result))
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
@@ -36,7 +41,9 @@ def write_page(result: UnlearnResult, path: Path) -> Path:
 
 def page(result: UnlearnResult) -> str:
     """Return the page of a result as HTML text."""
-    title = f"Erasure request {result.request}" if result.request else "Erasure: nothing was changed"
+    kind_of_request = "Erasure request" if result.forgotten else "Request"
+    title = f"{kind_of_request} {result.request}" if result.request else "Erasure: nothing was changed"
+    title += "" if result.is_complete else ", incomplete: files that hold what was forgotten are left"
     kind = as_plain(result.guarantee)
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -47,9 +54,8 @@ def page(result: UnlearnResult) -> str:
         "<h2>What it cost, beside a retrain</h2>",
         _table(_cost(result)),
         "<h2>What was erased and checked</h2>",
-        _table(result.audit.items()),
-        "<p>Files were unlinked. Unlinking does not overwrite the medium: copies in backups, snapshots or on "
-        "flash cells are outside what this software can reach.</p>",
+        _table((name, value) for name, value in result.audit.items() if name != "medium"),
+        *(f"<p>{escape(text)}</p>" for name, text in result.audit.items() if name == "medium"),
     ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -62,8 +68,15 @@ def _summary(result: UnlearnResult) -> list[tuple[str, Any]]:
         ("record", result.record),
         ("method", result.method),
         ("rows forgotten", result.forgotten),
+        *(
+            (name, rows)
+            for name, rows in (("rows amended", result.amended), ("rows admitted", result.admitted))
+            if rows
+        ),
         ("trained shards", ", ".join(map(str, result.shards))),
     ]
+    if result.entries:
+        rows.append(("entries of the queue", ", ".join(map(str, result.entries))))
     if result.left_out:
         rows.append(("shards left out (too few rows)", ", ".join(map(str, result.left_out))))
     return rows + [("note", note) for note in result.notes]

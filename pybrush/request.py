@@ -1,12 +1,11 @@
 """From rows, ids and persons to pseudonyms: what a data set holds, and what a request strikes.
 
-A `Roster` names the rows of a data set as it is now. `Strikes` is a request: which names lose how many
-copies. Resolution comes before anything is touched, and every error here counts what it could not match.
+A `Roster` names the rows of a data set as it is now. `Strikes` says which names lose how many copies.
+Resolution comes before anything is touched, and every error here counts what it could not match.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pybrush.errors import CorruptRecordError, IdError
-from pybrush.hashing import NAME_BYTES, chained, u64
+from pybrush.errors import IdError
+from pybrush.hashing import NAME_BYTES
 from pybrush.names import Namer, Names, as_names, ascending, sortable
 
-_MAGIC = b"PYBRUSH-PENDING1"
 NO_CONTENT = bytes(NAME_BYTES)
 """The content digest of every sample where contents are off."""
 
@@ -36,6 +34,7 @@ class Roster:
         ids: the id of each row, or None to name rows by content.
         subjects: the subjects (persons) of each row, or None.
         encode: canonical bytes of the raw sample at a position; None where contents are off.
+        days: the day of each row, since 1970-01-01, shape (length,); None: the day on which it is recorded.
 
     Raises:
         IdError: for repeated ids, with their count, and for ids or subjects of the wrong kind or number.
@@ -48,13 +47,17 @@ class Roster:
         ids: Sequence[Any] | None,
         subjects: Sequence[Sequence[Any]] | None,
         encode: Encoder | None,
+        days: NDArray[np.int64] | None = None,
     ) -> None:
         self._namer, self._encode = namer, encode
         self._digests: dict[int, bytes] = {}
         _check_length("ids", ids, length)
         _check_length("subjects", subjects, length)
+        _check_length("times", days, length)
+        self._days, self.has_days = days, days is not None
         self.by_content = ids is None
         self.subjects = _subject_names(namer, subjects, length)
+        self.has_subjects = subjects is not None
         self.owners: list[bytes | None] = [row[0] if row else None for row in self.subjects]
         self.names = self._by_content(length) if ids is None else namer.samples(ids)
         if ids is not None:
@@ -78,6 +81,14 @@ class Roster:
         self._digests.update((p, row.tobytes()) for p, row in zip(unread, read, strict=True))
         return as_names(self._digests[p] for p in wanted)
 
+    def days_of(self, names: Names, otherwise: int) -> NDArray[np.int64]:
+        """Return the earliest day of the rows of each of some names that it has; `otherwise` where none were given."""
+        if self._days is None or not len(names):
+            return np.full(len(names), otherwise, dtype=np.int64)
+        gathered = self.counted
+        earliest = np.minimum.reduceat(self._days[gathered.order], gathered.starts)
+        return earliest[np.searchsorted(sortable(gathered.names), sortable(names))]
+
     def _by_content(self, length: int) -> Names:
         contents = self.contents_at(range(length))
         return self._namer.content_samples(contents, self.owners)
@@ -85,7 +96,7 @@ class Roster:
 
 @dataclass(frozen=True)
 class Strikes:
-    """A request as a multiset of names.
+    """The rows that a request strikes, as a multiset of names.
 
     Attributes:
         names: pseudonyms in ascending order, each once, shape (n, 16).
@@ -114,39 +125,16 @@ class Strikes:
         counts = self.copies.astype("<u8").view(np.uint8).reshape(-1, 8)
         return np.hstack([self.names, self.contents, counts]).tobytes()
 
-    def commitment(self, salt: bytes) -> bytes:
-        """Return the salted hash that stands for the request in events, 32 bytes."""
-        return chained("pybrush-commit", salt, self.body())
-
-    def to_bytes(self) -> bytes:
-        """Return the pending file of a request, closed by its SHA-256."""
-        sizes = u64(len(self.names)) + u64(len(self.subjects))
-        data = _MAGIC + sizes + self.body() + self.subjects.tobytes() + self.orphans.tobytes()
-        return data + hashlib.sha256(data).digest()
-
     @classmethod
-    def from_bytes(cls, data: bytes) -> Strikes:
-        """Read a pending file.
-
-        Raises:
-            CorruptRecordError: where it is truncated or changed.
-        """
-        content, digest = data[:-32], data[-32:]
-        if not content.startswith(_MAGIC) or hashlib.sha256(content).digest() != digest:
-            raise CorruptRecordError("a pending request's file is truncated or changed; restore it from a backup.")
-        count, asked = (int.from_bytes(content[at : at + 8], "little") for at in (16, 24))
-        rows = np.frombuffer(content, np.uint8, count * 40, 32).reshape(count, 40)
-        others = as_names([content[32 + count * 40 :]]).copy()
+    def from_body(cls, body: bytes, subjects: Names, orphans: Names) -> Strikes:
+        """Read what `body` wrote."""
+        rows = np.frombuffer(body, np.uint8).reshape(-1, 40)
         copies = np.ascontiguousarray(rows[:, 32:]).view("<u8").ravel().astype(np.int64)
-        return cls(rows[:, :16].copy(), rows[:, 16:32].copy(), copies, others[:asked], others[asked:])
-
-    def same_request(self, other: Strikes) -> bool:
-        """Whether both name the same multiset of rows, for the same subjects."""
-        return self.body() == other.body() and np.array_equal(self.subjects, other.subjects)
+        return cls(rows[:, :16].copy(), rows[:, 16:32].copy(), copies, subjects, orphans)
 
 
 def strikes(names: Names, contents: Names, copies: NDArray[np.int64], subjects: Names | None = None) -> Strikes:
-    """Make a request from names that occur once each, in any order."""
+    """Make strikes from names that occur once each, in any order."""
     order = ascending(names)
     owners = subjects if subjects is not None else np.zeros((0, NAME_BYTES), np.uint8)
     return Strikes(names[order], contents[order], copies[order].astype(np.int64), np.unique(owners, axis=0))
@@ -170,6 +158,14 @@ class Counted:
     def starts(self) -> NDArray[np.int64]:
         """Where the rows of each name begin in `order`, shape (k,)."""
         return np.cumsum(self.counts) - self.counts
+
+    def first(self, names: Names) -> NDArray[np.int64]:
+        """Return the position of the first row of each of some names, -1 where there is none, shape (len(names),)."""
+        if not len(self.names) or not len(names):
+            return np.full(len(names), -1, dtype=np.int64)
+        own, asked = sortable(self.names), sortable(names)
+        at = np.minimum(np.searchsorted(own, asked), len(own) - 1)
+        return np.where(own[at] == asked, self.order[self.starts[at]], -1).astype(np.int64)
 
 
 def counted(names: Names) -> Counted:
@@ -199,7 +195,7 @@ def _check_once(counts: NDArray[np.int64]) -> None:
         )
 
 
-def _check_length(what: str, values: Sequence[Any] | None, length: int) -> None:
+def _check_length(what: str, values: Sequence[Any] | NDArray[Any] | None, length: int) -> None:
     if values is not None and len(values) != length:
         raise IdError(f"{what} must have one entry for each of the {length} rows; got {len(values)}.")
 

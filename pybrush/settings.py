@@ -1,7 +1,7 @@
-"""What `pybrush plan`, `unlearn`, `verify` and `info` can be told: the shape of their YAML files in conf/pybrush.
+"""What `pybrush plan`, `unlearn`, `enqueue`, `verify`, `export` and `info` can be told: the shape of their YAML files.
 
-The YAML files document each setting and hold the defaults; here are their types, and the checks of the words
-on the command line before Hydra sees them.
+The YAML files in conf/pybrush document each setting and hold the defaults; here are their types, and the checks of
+the words on the command line before Hydra sees them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from pybrush import forget_file
 from pybrush.errors import ConfigurationError
 from pybrush.plan.forecast import usual_requests
+from pybrush.record.compare import Tolerance
 
-_PATHS = ("record", "report", "forget.file")
+_PATHS = ("record", "report", "receipt", "forget.file", "to")
 """Settings that are paths: taken as they stand, whatever Hydra's grammar makes of their characters."""
 
 _NUMBERS = ("samples", "shards", "slices", "epochs", "model_bytes")
@@ -29,6 +30,19 @@ class Forget:
     file: str | None = None
     kind: str = "ids"
     type: str = "auto"
+    before: str | None = None
+    queued: bool = False
+
+
+@dataclass(frozen=True)
+class Later:
+    """The group `forget` of enqueue.yaml."""
+
+    file: str | None = None
+    kind: str = "ids"
+    type: str = "auto"
+    before: str | None = None
+    admit: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,23 +59,71 @@ class UnlearnSettings:
     guarantee: str | None = None
     method: str = "auto"
     duplicates: str = "report"
+    purge: str = "delete"
     dry_run: bool = False
     report: str | None = None
+    receipt: str | None = None
     allow: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _one_of("forget.kind", self.forget.kind, forget_file.KINDS)
         _one_of("forget.type", self.forget.type, forget_file.TYPES)
-        if self.missing == (self.forget.file is not None):
-            raise ConfigurationError("say what to forget, in one way: forget.file=FILE or missing=true.")
+        ways = (self.forget.file is not None, self.forget.before is not None, self.forget.queued, self.missing)
+        if sum(ways) != 1:
+            raise ConfigurationError(
+                "say what to forget, in one way: forget.file=FILE, forget.before=DATE, forget.queued=true, or "
+                "missing=true."
+            )
         check_page(self.report)
+        check_page(self.receipt, "receipt")
+
+
+@dataclass(frozen=True)
+class EnqueueSettings:
+    """enqueue.yaml.
+
+    Raises:
+        ConfigurationError: for settings that say nothing, or two things.
+    """
+
+    record: str
+    forget: Later = field(default_factory=Later)
+
+    def __post_init__(self) -> None:
+        _one_of("forget.kind", self.forget.kind, forget_file.QUEUE_KINDS)
+        _one_of("forget.type", self.forget.type, forget_file.TYPES)
+        if (self.forget.file is not None) + (self.forget.before is not None) + self.forget.admit != 1:
+            raise ConfigurationError(
+                "say in one way what is to wait: forget.file=FILE, forget.before=DATE or forget.admit=true."
+            )
 
 
 @dataclass(frozen=True)
 class VerifySettings:
-    """verify.yaml."""
+    """verify.yaml.
+
+    Raises:
+        ConfigurationError: for a depth that there is not.
+    """
 
     record: str
+    receipt: str | None = None
+    depth: str = "digests"
+    stages: Any = "touched"
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    allow: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _one_of("depth", self.depth, ("manifests", "digests", "replay"))
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """export.yaml."""
+
+    record: str
+    to: str
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,15 +171,15 @@ class PlanSettings:
         return self.requests if isinstance(self.requests, (list, tuple)) else [self.requests]
 
 
-def check_page(report: str | None) -> None:
-    """Check the place of a page before the request, which cannot be taken back when it turns out to have none.
+def check_page(report: str | None, name: str = "report") -> None:
+    """Check the place of a file before the request, which cannot be taken back when it turns out to have none.
 
     Raises:
         ConfigurationError: where it is no file in a folder that exists.
     """
     page = None if report is None else path_of(report).absolute()
     if page is not None and (page.is_dir() or not page.parent.is_dir()):
-        raise ConfigurationError(f"report={report} must be a file in a folder that exists.")
+        raise ConfigurationError(f"{name}={report} must be a file in a folder that exists.")
 
 
 def path_of(text: str) -> Path:

@@ -323,6 +323,11 @@ def set_progress(loop: Any, epochs: int, steps: int, batches: int) -> None:
     loop.epoch_loop._batches_that_stepped = batches if is_manual else steps
 
 
+def silent_logger(trainer: Trainer) -> Any:
+    """Return a logger that keeps nothing, the one of fast_dev_run."""
+    return importlib.import_module(f"{_package(trainer)}.loggers.logger").DummyLogger()
+
+
 def refresh_metrics(bar: Any, trainer: Trainer) -> None:
     """Let a rich bar take over the metrics that it would show until a batch is done; other bars draw none till then."""
     if hasattr(bar, "_update_metrics"):

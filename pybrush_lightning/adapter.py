@@ -1,7 +1,7 @@
 """What the entry point `pybrush.adapters` names: which models are Lightning's, their aggregate, and the command's part.
 
-The `pybrush` command builds model, data module and trainer from a configuration and hands them to the last
-five methods; nothing else here is called by it.
+The `pybrush` command builds model, data module and trainer from a configuration and hands them over here; `aggregate`,
+`claims` and `export` are for everyone.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
 
 from pybrush.plan.forecast import Sizes
 from pybrush.record import Record
+from pybrush.replay import Replay
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, aggregate
+from pybrush_lightning.export import export
+from pybrush_lightning.replay import replay
 from pybrush_lightning.sizes import sizes_of
 from pybrush_lightning.unlearn import unlearn
 
@@ -50,6 +54,10 @@ class LightningAdapter:
         members = aggregate.constituents_of(record)
         return aggregate.AggregateModule(model, members, settings["outputs"], settings["aggregate"])
 
+    def export(self, record: Record, folder: str | Path, *, overwrite: bool) -> Path:
+        """Write the model that a record deploys."""
+        return export(record, folder, overwrite=overwrite)
+
     def begin(self, seed: int) -> None:
         """Seed everything and silence Lightning's advice, for a process that runs the command."""
         for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric"):
@@ -75,6 +83,10 @@ class LightningAdapter:
         """Serve a request, given as the keyword arguments of `pybrush_lightning.unlearn`."""
         return unlearn(trainer, model=model, datamodule=data, **request)
 
+    def replay(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> Replay:
+        """Replay stages, given as the keyword arguments of `pybrush_lightning.replay`."""
+        return replay(trainer, model=model, datamodule=data, **request)
+
     def script(self, record: Record, reading: str, request: Mapping[str, str]) -> str:
         """Return Python lines that serve a request on a record made by a script.
 
@@ -83,16 +95,41 @@ class LightningAdapter:
             reading: a line that reads the ids, or "".
             request: keyword arguments as source text.
         """
-        named = ", ids=..., subjects=..." if record.plan.naming == "ids" else ", subjects=..."
-        arguments = ", ".join(f"{name}={text}" for name, text in request.items())
         lines = [
             "import lightning as L",
             "from pathlib import Path",
             "from pybrush_lightning import SISA",
-            "# model, loader and what stands for ... here: made as in the script that trained the record",
-            f"trainer = L.Trainer(callbacks=[SISA(record={str(record.folder)!r}{named})])",
+            *_trainer_lines(record),
             reading,
-            f"result = trainer.unlearn({arguments}, model=model, train_dataloaders=loader)",
+            f"result = trainer.unlearn({_listed(request)}, model=model, train_dataloaders=loader)",
             "print(result.guarantee)",
         ]
         return "\n".join(line for line in lines if line)
+
+    def replay_script(self, record: Record, request: Mapping[str, str]) -> str:
+        """Return Python lines that replay stages of a record made by a script.
+
+        Args:
+            record: the record.
+            request: keyword arguments as source text.
+        """
+        return "\n".join([
+            "import lightning as L",
+            "from pybrush import Tolerance",
+            "from pybrush_lightning import SISA, replay",
+            *_trainer_lines(record),
+            f"found = replay(trainer, model=model, train_dataloaders=loader, {_listed(request)})",
+            "print(found.outcome)",
+        ])  # fmt: skip
+
+
+def _trainer_lines(record: Record) -> list[str]:
+    named = ", ids=..., subjects=..." if record.plan.naming == "ids" else ", subjects=..."
+    return [
+        "# model, loader and what stands for ... here: made as in the script that trained the record",
+        f"trainer = L.Trainer(callbacks=[SISA(record={str(record.folder)!r}{named})])",
+    ]
+
+
+def _listed(arguments: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={text}" for name, text in arguments.items())

@@ -163,14 +163,16 @@ def _sum_to_one(output: Tensor) -> bool:
     return bool(((sums - 1).abs() <= tolerance).all())
 
 
-@torch.inference_mode(False)
 def constituents_of(record: Record) -> dict[int, Constituent]:
     """Return each constituent of a record, by shard; inside of an evaluation loop, too, as tensors for any use."""
-    found = {}
-    for shard, key in sorted(record.constituents().items()):
-        module = record.store.load(key)[0]["module"]
-        found[shard] = Constituent({**module["parameters"], **module["buffers"]}, module["attributes"])
-    return found
+    return {shard: constituent_of(record, key) for shard, key in sorted(record.constituents().items())}
+
+
+@torch.inference_mode(False)
+def constituent_of(record: Record, key: str) -> Constituent:
+    """Return what the state of a stage predicts with."""
+    module = record.store.load(key)[0]["module"]
+    return Constituent({**module["parameters"], **module["buffers"]}, module["attributes"])
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -196,7 +198,7 @@ class AggregateModule(nn.Module):
     def __init__(self, module: nn.Module, constituents: dict[int, Constituent], space: Space, how: How) -> None:
         super().__init__()
         self.space, self.how = space, how
-        self.members = nn.ModuleList(_filled(module, constituent) for constituent in constituents.values())
+        self.members = nn.ModuleList(filled(module, constituent) for constituent in constituents.values())
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -204,7 +206,7 @@ class AggregateModule(nn.Module):
         return answer([member(*args, **kwargs) for member in self.members], self.space, self.how)
 
 
-def _filled(module: nn.Module, constituent: Constituent) -> nn.Module:
+def filled(module: nn.Module, constituent: Constituent) -> nn.Module:
     """Return a copy of a module that is one constituent, on the CPU; Lightning's modules leave their trainer behind."""
     member = copied(module).cpu()
     if "forward" in vars(member) and getattr(member.forward, "__self__", None) is not member:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
 from pybrush.record import Record
-from pybrush_lightning import checkpoints, state
+from pybrush_lightning import checkpoints, loggers, progress, state
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+
+Around = Callable[["Trainer", Horizon], AbstractContextManager[set[Path]]]
+"""What is around a stage that is trained; gives the stage's folders for checkpoints."""
 
 Optimization = tuple[list[Any], list[Any]]
 """Optimizers and scheduler configs of a trainer."""
@@ -65,10 +68,12 @@ class Job:
     Attributes:
         run: called where the fit loop would run, on every rank.
         settings: what is in force for the length of the fit, from before anything is checked.
+        around: what is around each stage, in place of `recorded_stage`.
     """
 
     run: Callable[[], Any]
     settings: Callable[[], AbstractContextManager[Any]] = nullcontext
+    around: Around | None = None
 
 
 @dataclass
@@ -112,6 +117,38 @@ class Before:
         """Put everything back."""
         self.write(trainer, module)
         checkpoints.put_back(trainer, self.checkpoints)
+
+
+@contextmanager
+def recorded_stage(
+    record: Record | None, steps: loggers.LogSteps, trainer: Trainer, horizon: Horizon
+) -> Iterator[set[Path]]:
+    """Show a stage, and keep apart what is saved and logged in it; gives its folders for checkpoints."""
+    with (
+        checkpoints.in_stage_folders(trainer, record, horizon) as folders,
+        steps.counted(trainer),
+        loggers.columns(trainer, horizon),
+        progress.shown(trainer, horizon),
+    ):
+        yield folders
+
+
+@contextmanager
+def unrecorded_stage(scratch: Path, trainer: Trainer, horizon: Horizon) -> Iterator[set[Path]]:
+    """Show a stage of which nothing is kept (`nothing_kept`)."""
+    with checkpoints.in_scratch(trainer, scratch), progress.shown(trainer, horizon):
+        yield set()
+
+
+@contextmanager
+def nothing_kept(trainer: Trainer) -> Iterator[None]:
+    """Let nothing be saved or logged for a while, and then let every ModelCheckpoint be as it was."""
+    held = checkpoints.snapshot(trainer)
+    try:
+        with checkpoints.unsaved(trainer), loggers.silenced(trainer):
+            yield
+    finally:
+        checkpoints.put_back(trainer, held)
 
 
 def given_to(module: LightningModule, train: Any, validation: Any) -> Given:

@@ -97,6 +97,27 @@ def in_stage_folders(trainer: Trainer, record: Record | None, horizon: Horizon) 
         yield set(folders.values())
 
 
+@contextmanager
+def in_scratch(trainer: Trainer, folder: Path) -> Iterator[None]:
+    """Let every ModelCheckpoint begin anew in a folder in which nothing is kept; then it has its dirpath back."""
+    with ExitStack() as stack:
+        for callback in checkpoint_callbacks(trainer):
+            _private.reset_checkpoint_callback(callback)
+            stack.enter_context(replaced(callback, dirpath=str(folder)))
+        yield
+
+
+@contextmanager
+def unsaved(trainer: Trainer) -> Iterator[None]:
+    """Let `trainer.save_checkpoint` write nothing for a while."""
+    with replaced(trainer, save_checkpoint=_save_nothing):
+        yield
+
+
+def _save_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for a trainer's save_checkpoint."""
+
+
 def _state_under(callback: Any, dirpath: Any) -> dict[str, Any]:
     """Return what a ModelCheckpoint writes into its files, under the folder that it has outside of stages."""
     return {**type(callback).state_dict(callback), "dirpath": dirpath}

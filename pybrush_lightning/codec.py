@@ -7,6 +7,7 @@ optimizer state, whose device and class the user's own code has set. Guide: docs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -76,12 +77,7 @@ class TorchCodec:
             raise ValueError(f"{data.size} bytes are not a tensor of type {dtype!r} and shape {shape}")
         tensor = _empty(dtype, shape)
         tensor.reshape(-1).view(torch.uint8).copy_(torch.from_numpy(data.copy()))
-        if order is None:
-            return tensor
-        if sorted(order) != list(range(len(shape))):
-            raise ValueError(f"{order} is no order of {len(shape)} axes")
-        inverse = [order.index(axis) for axis in range(len(shape))]
-        return tensor.permute(order).contiguous().permute(inverse)
+        return laid_out(tensor, order)
 
     def describe(self, value: Any) -> tuple[str, str] | None:
         """Describe a torch.Size, torch.dtype or torch.device."""
@@ -109,6 +105,24 @@ class TorchCodec:
         if made is None or self.describe(made) != (kind, text):
             raise ValueError(f"a torch {kind} cannot be {text!r}")
         return made
+
+
+def laid_out(tensor: torch.Tensor, order: Sequence[int] | None) -> torch.Tensor:
+    """Return a tensor whose axes lie in memory from the outermost to the innermost as `order` lists them.
+
+    Args:
+        tensor: in C order.
+        order: what `memory_order` gave; None for C order.
+
+    Raises:
+        ValueError: where it does not name each axis once.
+    """
+    if order is None:
+        return tensor
+    if sorted(order) != list(range(tensor.ndim)):
+        raise ValueError(f"{order} is no order of {tensor.ndim} axes")
+    inverse = [order.index(axis) for axis in range(tensor.ndim)]
+    return tensor.permute(*order).contiguous().permute(inverse)
 
 
 def content_bytes(tensor: torch.Tensor) -> ArrayBytes:

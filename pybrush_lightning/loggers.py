@@ -48,6 +48,17 @@ def columns(trainer: Trainer, horizon: Horizon) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def silenced(trainer: Trainer) -> Iterator[None]:
+    """Let a trainer's loggers be ones that keep nothing, as in Lightning's own trial runs."""
+    held = trainer.loggers
+    trainer.loggers = [_private.silent_logger(trainer) for _ in held]
+    try:
+        yield
+    finally:
+        trainer.loggers = held
+
+
 def _adding(log_metrics: Callable[..., Any], place: Mapping[str, int]) -> Callable[..., Any]:
     """Return `log_metrics` of a logger with two columns more."""
 

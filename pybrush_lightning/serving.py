@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,12 +13,14 @@ from pybrush import forget as core
 from pybrush.build import Sources
 from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Learner
+from pybrush.method import ApproximateMethod, Terms
 from pybrush.record import Record
 from pybrush.record.record import RecordPlan
 from pybrush.result import UnlearnResult
+from pybrush.standing import check_auto
 from pybrush_lightning import _private, ranks
 from pybrush_lightning.aggregate import AggregateModule
-from pybrush_lightning.around_fit import Given, Held, Job, loaders_of
+from pybrush_lightning.around_fit import Around, Given, Held, Job, loaders_of
 from pybrush_lightning.asked import Asked
 from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.given import build_module, loaders, recorded_settings
@@ -35,69 +37,123 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How the caller wants it done."""
+class How:
+    """How the caller wants it done.
 
-    method: str
-    guarantee: Any
+    Attributes:
+        method: as it was given.
+        terms: method and guarantee as the core takes them.
+        dry_run: only say what would be done.
+    """
+
+    method: str | ApproximateMethod
+    terms: Terms
     dry_run: bool
 
 
-def serve_here(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, terms: Terms) -> UnlearnResult:
+def serve_here(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, how: How) -> UnlearnResult:
     """Serve a request in the one process that there is; only what is trained runs inside of a fit."""
-    record = _checked(sisa, terms)
+    record = _checked(sisa, how)
     with recorded_settings(trainer, record.plan):
-        loader, validation = loaders(trainer, given)
-        build_module(trainer, given)
-        check_training(trainer, given.module, loader)
-        plan, limits = _plan_of(loader, record.plan), Limits.of(trainer, record.plan.slices)
-        learner = sisa.learner(trainer, given.module, plan, limits, validation)
-        learner.datamodule = given.datamodule
-        learner.run_fit = lambda build: _in_fit(trainer, sisa, given, Job(build))
-        served = _Request(trainer, sisa, record, plan).serve(learner, asked, terms.dry_run)
+        learner = learner_here(trainer, sisa, given, record)
+        learner.run_fit = lambda build: in_fit(trainer, sisa, given, Job(build))
+        served = _Request(trainer, sisa, record, learner.plan).serve(learner, asked, how)
         _take_over(learner, given, served)
     return _result(given, served)
 
 
-def serve_on_ranks(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, terms: Terms) -> UnlearnResult:
+def serve_on_ranks(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, how: How) -> UnlearnResult:
     """Serve a request on all ranks, inside of one fit: in a new process the other ranks begin with it."""
+    if how.terms.method is not None:
+        raise UnsupportedError(
+            f"the method {how.terms.method.name!r} runs in one process, and this trainer has {trainer.world_size}. "
+            "Leave out method=, so that stages are rebuilt."
+        )
+
+    def run(learner: LightningLearner) -> _Served:
+        def work(leader: Learner) -> _Served:
+            return _Request(trainer, sisa, _checked(sisa, how), learner.plan).serve(leader, asked, how)
+
+        served = ranks.together(trainer, learner, work)
+        if how.dry_run:
+            sisa.undo(trainer, given.module)  # the sanity check may have moved buffers
+        _take_over(learner, given, served)
+        return served
+
+    return _result(given, on_ranks(trainer, sisa, given, lambda: _checked(sisa, how), run))
+
+
+def learner_here(trainer: Trainer, sisa: SISA, given: Given, record: Record) -> LightningLearner:
+    """Return the core's view of what a caller gave, where there is one process; call under `recorded_settings`.
+
+    Raises:
+        UnsupportedError: for what cannot be trained exactly.
+    """
+    loader, validation = loaders(trainer, given)
+    build_module(trainer, given)
+    check_training(trainer, given.module, loader)
+    plan, limits = _plan_of(loader, record.plan), Limits.of(trainer, record.plan.slices)
+    learner = sisa.learner(trainer, given.module, plan, limits, validation)
+    learner.datamodule = given.datamodule
+    return learner
+
+
+def on_ranks(
+    trainer: Trainer, sisa: SISA, given: Given, recorded: Callable[[], Record],
+    work: Callable[[LightningLearner], Any], around: Around | None = None,
+) -> Any:  # fmt: skip
+    """Do something on all ranks, inside of one fit, and return what it returns.
+
+    Args:
+        trainer: the user's trainer.
+        sisa: its callback.
+        given: what the caller gave.
+        recorded: returns the record, on rank 0.
+        work: called with this rank's learner, under the record's settings.
+        around: what is around each stage (`Job.around`).
+
+    Raises:
+        UnsupportedError: where processes are spawned for each call.
+    """
     if _private.spawns(trainer):
         raise UnsupportedError(
-            "trainer.unlearn cannot run in processes that are spawned for each call. Use Trainer(strategy='ddp', "
+            "unlearn and replay cannot run in processes that are spawned for each call. Use Trainer(strategy='ddp', "
             f"devices={trainer.world_size}) in a script: it serves the same record."
         )
     found: list[tuple[RecordPlan, Limits]] = []
 
     @contextmanager
     def settings() -> Iterator[None]:
-        recorded = ranks.from_zero(trainer, lambda: _checked(sisa, terms).plan)
-        with recorded_settings(trainer, recorded):
-            found.append((recorded, Limits.of(trainer, recorded.slices)))
+        plan = ranks.from_zero(trainer, lambda: recorded().plan)
+        with recorded_settings(trainer, plan):
+            found.append((plan, Limits.of(trainer, plan.slices)))
             yield
 
-    def run() -> _Served:
-        validation, (recorded, limits) = _private.validation_source(trainer), found[0]
-        plan = _plan_of(_private.train_source(trainer).dataloader(), recorded)
+    def run() -> Any:
+        validation, (recorded_plan, limits) = _private.validation_source(trainer), found[0]
+        plan = _plan_of(_private.train_source(trainer).dataloader(), recorded_plan)
         ranks.check_same_rows(trainer, lambda: glimpse(sisa.naming, plan.dataset))
-        learner = sisa.learner(trainer, given.module, plan, limits, partial(loaders_of, validation))
-
-        def work(leader: Learner) -> _Served:
-            return _Request(trainer, sisa, _checked(sisa, terms), plan).serve(leader, asked, terms.dry_run)
-
-        served = ranks.together(trainer, learner, work)
-        if terms.dry_run:
-            sisa.undo(trainer, given.module)  # the sanity check may have moved buffers
-        _take_over(learner, given, served)
-        return served
+        return work(sisa.learner(trainer, given.module, plan, limits, partial(loaders_of, validation)))
 
     # A trainer that was given no number of epochs begins a fit too; the record's is set inside.
     with replaced(trainer.fit_loop, max_epochs=trainer.fit_loop.max_epochs or 1):
-        return _result(given, _in_fit(trainer, sisa, given, Job(run, settings)))
+        return in_fit(trainer, sisa, given, Job(run, settings, around))
 
 
-def _checked(sisa: SISA, terms: Terms) -> Record:
+def sources_of(record: Record, trainer: Trainer, sisa: SISA, learner: Learner, plan: LoaderPlan) -> Sources:
+    """Compare fingerprints and name the rows: what stages of a record are trained from.
+
+    Raises:
+        FingerprintError: where model, data or settings are not those of the record.
+    """
+    check_processes(record, trainer)
+    core.check_fingerprint(record, sisa.wish(record.plan.epochs, plan), learner)
+    return Sources(learner, plan, sisa.naming.roster(plan.dataset, record.names))
+
+
+def _checked(sisa: SISA, how: How) -> Record:
     record = record_of(sisa)
-    core.check_auto(record, terms.method, terms.guarantee)
+    check_auto(record, how.method, how.terms.guarantee)
     return record
 
 
@@ -105,7 +161,7 @@ def _plan_of(loader: Any, plan: RecordPlan) -> LoaderPlan:
     return loader_plan(loader).restored(plan.semantic["loader"])
 
 
-def _in_fit(trainer: Trainer, sisa: SISA, given: Given, job: Job) -> Any:
+def in_fit(trainer: Trainer, sisa: SISA, given: Given, job: Job) -> Any:
     """Run a job inside trainer.fit, where SISA's loop calls it, and return what it returns."""
     built: list[Any] = []
     sisa.job = replace(job, run=lambda: built.append(job.run()))
@@ -167,22 +223,19 @@ class _Request:
     record: Record
     plan: LoaderPlan
 
-    def serve(self, learner: Learner, asked: Asked, dry_run: bool) -> _Served:
+    def serve(self, learner: Learner, asked: Asked, how: How) -> _Served:
         """Compare fingerprints, name the rows, and let the core do the rest."""
         record, sisa = self.record, self.sisa
-        check_processes(record, self.trainer)
-        core.check_fingerprint(record, sisa.wish(record.plan.epochs, self.plan), learner)
-        roster = sisa.naming.roster(self.plan.dataset, record.names)
-        wish = asked.wish(sisa.naming, record.names, self.plan.dataset, roster)
-        sources = Sources(learner, self.plan, roster)
+        sources = sources_of(record, self.trainer, sisa, learner, self.plan)
+        wish = asked.wish(sisa.naming, record.names, self.plan.dataset, sources.roster)
         before = record.constituents()
         try:
-            result = core.unlearn(record, sources, wish, aggregate=lambda _: None, dry_run=dry_run)
+            result = core.unlearn(record, sources, wish, aggregate=lambda _: None, terms=how.terms, dry_run=how.dry_run)
         except BaseException as error:
             if record.constituents() == before:
                 raise
             return _Served(ranks.Failure.of(error), sisa.members(), Held.of(record))
-        return _Served(result, sisa.members(), None if dry_run else Held.of(record))
+        return _Served(result, sisa.members(), None if how.dry_run else Held.of(record))
 
 
 def sisa_of(trainer: Trainer) -> SISA:

@@ -25,11 +25,22 @@ from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Horizon, Learner
 from pybrush.plan.placement import positive
 from pybrush.record import Record
-from pybrush.record.create import PlanWish
+from pybrush.record.create import PlanWish, check_encrypt
 from pybrush.record.secret import KeySource
-from pybrush_lightning import _private, aggregate, checkpoints, loggers, progress, ranks, resume
+from pybrush_lightning import _private, aggregate, checkpoints, loggers, ranks, resume
 from pybrush_lightning.aggregate_step import AggregateStep, check_part
-from pybrush_lightning.around_fit import Before, Given, Held, Job, Mark, Meter, Optimization, given_to, loaders_of
+from pybrush_lightning.around_fit import (
+    Before,
+    Given,
+    Held,
+    Job,
+    Mark,
+    Meter,
+    Optimization,
+    given_to,
+    loaders_of,
+    recorded_stage,
+)
 from pybrush_lightning.evaluation import Evaluation, held_shard
 from pybrush_lightning.fingerprint import check_processes, datasets_of
 from pybrush_lightning.learner import LightningLearner
@@ -72,9 +83,14 @@ class SISA(_private.CallbackBase):
         content: "digest" keeps keyed digests of samples, "off" none.
         rebuild_all: must be False: a new generation is made by a new record.
         content_of: takes a raw sample and returns what is to be compared, for samples of unusual types.
+        encrypt: whether each stage is encrypted under a key of its own, which a request destroys with the stage; fixed
+            by the first fit. None: the record's, else False. The keys lie beside the record, in `<record>.keys`.
+        times: the date of each row, for retention windows: a column's name, a sequence or a callable; None: the day
+            on which it is recorded.
 
     Raises:
         ConfigurationError: for values that cannot work.
+        MissingExtraError: for `encrypt=True` where the extra `encrypt` is not installed.
         UnsupportedError: for `rebuild_all`, which this version does not have.
     """
 
@@ -94,6 +110,8 @@ class SISA(_private.CallbackBase):
         content: str = "digest",
         rebuild_all: bool = False,
         content_of: Callable[[Any], Any] | None = None,
+        encrypt: bool | None = None,
+        times: IdSource | None = None,
     ) -> None:
         super().__init__()
         if rebuild_all:
@@ -104,10 +122,11 @@ class SISA(_private.CallbackBase):
         self.shards = None if shards is None else positive("shards", shards)
         self.slices = None if slices is None else positive("slices", slices)
         self.record = Path(record).absolute()  # some frameworks change the working folder later
-        self.naming = Naming(ids, subjects, content, content_of)
+        self.naming = Naming(ids, subjects, content, content_of, times)
         self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
-        self.key, self.seed, self.step = key, seed, aggregate_step
+        check_encrypt(encrypt)
+        self.key, self.seed, self.step, self.encrypt = key, seed, aggregate_step, encrypt
         self._begin(aggregate_step)
 
     def _begin(self, step: AggregateStep) -> None:
@@ -276,6 +295,7 @@ class SISA(_private.CallbackBase):
             adapter="lightning",
             key=self.key,
             settings={"outputs": self.space, "aggregate": self.how},
+            encrypt=self.encrypt,
         )
 
     def learner(
@@ -287,12 +307,9 @@ class SISA(_private.CallbackBase):
     @contextmanager
     def in_stage(self, trainer: Trainer, horizon: Horizon) -> Iterator[Meter]:
         """Count what a stage takes, show it, and register files that are written meanwhile with it."""
-        with (
-            checkpoints.in_stage_folders(trainer, self.recorded(), horizon) as folders,
-            self._steps.counted(trainer),
-            loggers.columns(trainer, horizon),
-            progress.shown(trainer, horizon),
-        ):
+        around = None if self.job is None else self.job.around
+        around = around or partial(recorded_stage, self.recorded(), self._steps)
+        with around(trainer, horizon) as folders:
             self._meter = Meter(horizon, folders)
             try:
                 yield self._meter

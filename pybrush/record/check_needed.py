@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pybrush.errors import CorruptRecordError
 from pybrush.plan.graph import Stage, constituents
 from pybrush.record.check_ledger import check_some_cells
-from pybrush.record.check_stages import check_initial, check_place, check_state
+from pybrush.record.check_stages import check_initial, check_place
 from pybrush.record.record import Record
 from pybrush.record.samples import Samples
-from pybrush.record.states import leans_on_initial
 from pybrush.record.store import Manifest
 
 
@@ -25,22 +24,23 @@ def check_needed(record: Record, samples: Samples, stages: Sequence[Stage], todo
     Args:
         record: the record.
         samples: what it holds now.
-        stages: of the record as it will be.
-        todo: those of them without a state.
+        stages: of the record as it will be; those of which a release's state serves the shard need no state.
+        todo: those of them that are to be trained.
 
     Raises:
         CorruptRecordError: at the first file or row that is not what was recorded.
     """
     check_some_cells(record, samples, {stage.shard for stage in todo})
     unbuilt = {stage.key for stage in todo}
-    kept = {stage.key: check_place(record, stage) for stage in stages if stage.key not in unbuilt}
+    built = [stage for stage in stages if stage.key not in unbuilt and record.store.has(stage.key)]
+    kept = {stage.key: check_place(record, stage) for stage in built}
     used = {stage.parent for stage in todo} | {stage.key for stage in constituents(stages).values()}
     leaning = False
     for key in sorted(used & kept.keys()):
-        check_state(record, key)
-        leaning |= leans_on_initial(record.store.path(key))
+        record.store.check(key)
+        leaning |= record.store.leans_on_initial(key)
     if leaning or todo:  # what is built starts from the initial state or leaves tensors to it
-        check_state(record, "initial")
+        record.store.check("initial")
         check_initial(record)
     _check_parents(record, kept)
     _check_released(record, kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,10 @@ from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.graph import FEWEST_ROWS, stage_graph
 from pybrush.plan.placement import positive
 from pybrush.record import states
+from pybrush.record.cipher import ALGORITHM, check_installed
 from pybrush.record.files import make_folder, move, remove_folder, sync_folder
 from pybrush.record.fingerprint import plain, semantic_digest
+from pybrush.record.keyring import make_ring
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.record import Naming, OrderKind, Record, RecordPlan, write_plan
@@ -45,6 +47,7 @@ class PlanWish:
         key: the secret key's source.
         adapter_format: version of the layout of the adapter's states.
         settings: what the adapter notes in the record besides, plain JSON; not part of the fingerprint.
+        encrypt: whether each stage is encrypted under a key of its own.
     """
 
     shards: int | None
@@ -58,8 +61,10 @@ class PlanWish:
     key: KeySource = None
     adapter_format: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
+    encrypt: bool | None = None
 
     def __post_init__(self) -> None:
+        check_encrypt(self.encrypt)
         for name in ("shards", "slices", "epochs"):
             value = getattr(self, name)
             if value is not None:
@@ -68,6 +73,19 @@ class PlanWish:
             raise ConfigurationError(f"seed must be an integer of at least 0 and below 2^32; got {self.seed!r}.")
         if self.contents == "off" and self.naming == "content":
             raise ConfigurationError("without content digests rows cannot be named by content; give them ids.")
+
+
+def check_encrypt(encrypt: bool | None) -> None:
+    """Check the wish for encrypted stages before anything is made.
+
+    Raises:
+        ConfigurationError: where it is no truth value.
+        MissingExtraError: where what encrypts is not installed.
+    """
+    if encrypt is not None and type(encrypt) is not bool:
+        raise ConfigurationError(f"encrypt must be True, False or None (the record's); got {encrypt!r}.")
+    if encrypt:
+        check_installed()
 
 
 def plan_values(wish: PlanWish, key_id: str, recorded: RecordPlan | None) -> dict[str, Any]:
@@ -130,6 +148,7 @@ class _Outline:
     plan: RecordPlan
     samples: Samples
     roster: Roster
+    encrypts: bool
 
 
 def _outline(
@@ -142,7 +161,7 @@ def _outline(
     plan = _plan(wish, whole, states.init_digest(state))
     samples = record_roster(roster, plan.shards, plan.slices, plan.order == "sequential", np.ones(len(roster), bool))
     _check_trainable(plan, samples)
-    return _Outline(plan, samples, roster)
+    return _Outline(plan, samples, roster, bool(wish.encrypt))
 
 
 def _is_planned(folder: Path) -> bool:
@@ -158,9 +177,15 @@ def _write(folder: Path, state: Any, outline: _Outline) -> None:
     plan, samples = outline.plan, outline.samples
     for name in FOLDERS:
         make_folder(folder / name)
+    if outline.encrypts:
+        plan = replace(plan, encryption={"algorithm": ALGORITHM, "ring": make_ring(folder).ring})
     store = StageStore(folder)
     remove_folder(store.initial)
-    move(store.write_aside(state, Manifest("initial")), store.initial)
+    aside = store.write_aside(state, Manifest("initial"))
+    try:
+        move(aside, store.initial)
+    finally:
+        store.let_go(aside)
     if not (folder / "ledger.sqlite").is_file():
         Ledger.create(folder / "ledger.sqlite")
     with closing(Ledger(folder / "ledger.sqlite")) as ledger, ledger.writing("plan"):

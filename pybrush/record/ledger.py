@@ -2,7 +2,8 @@
 
 It names samples by pseudonym only. Rollback journal (a write-ahead log fails on network file systems and
 keeps deleted rows), `secure_delete` and VACUUM together, since either alone leaves names in free pages.
-The tables are the law of docs/record_format.md.
+What SQLite makes of these settings is asked of SQLite itself, since some builds ignore them without a word: a ledger
+that would keep what is deleted from it is not written. The tables are the law of docs/record_format.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pybrush.errors import CorruptRecordError, LockedError
+from pybrush.errors import CorruptRecordError, LockedError, UnsupportedError
 from pybrush.hashing import chained, u64
 from pybrush.record.files import announced, not_writable, sync_folder, writing_to
 
@@ -27,7 +28,8 @@ _TABLES = """
 CREATE TABLE plan (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE samples (
     name BLOB PRIMARY KEY, placement BLOB, shard INTEGER NOT NULL, slice INTEGER NOT NULL,
-    content BLOB NOT NULL, copies INTEGER NOT NULL, position INTEGER) WITHOUT ROWID;
+    content BLOB NOT NULL, copies INTEGER NOT NULL, position INTEGER,
+    day INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE subjects (subject BLOB, name BLOB, PRIMARY KEY (subject, name)) WITHOUT ROWID;
 CREATE TABLE cells (
     shard INTEGER, slice INTEGER, rows INTEGER NOT NULL, digest BLOB NOT NULL,
@@ -36,24 +38,38 @@ CREATE TABLE wanted (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE requests (
     number INTEGER PRIMARY KEY, state TEXT NOT NULL, method TEXT NOT NULL,
     commitment BLOB NOT NULL, rows INTEGER NOT NULL, accepted TEXT NOT NULL, committed TEXT, sealed TEXT,
-    outcome TEXT);
+    outcome TEXT, purge TEXT NOT NULL DEFAULT 'delete');
 CREATE TABLE salts (request INTEGER PRIMARY KEY, salt BLOB NOT NULL);
 CREATE TABLE releases (
     key TEXT PRIMARY KEY, parent TEXT, request INTEGER, method TEXT NOT NULL, guarantee TEXT NOT NULL,
     constituents TEXT NOT NULL, made TEXT NOT NULL);
-CREATE TABLE artefacts (path TEXT PRIMARY KEY, stage TEXT NOT NULL, kind TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE artefacts (
+    path TEXT PRIMARY KEY, stage TEXT NOT NULL, kind TEXT NOT NULL, request INTEGER) WITHOUT ROWID;
 CREATE TABLE suppressions (name BLOB PRIMARY KEY, since TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE declarations (
     name TEXT PRIMARY KEY, statement TEXT NOT NULL, since TEXT NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE queue (
+    number INTEGER PRIMARY KEY, kind TEXT NOT NULL, rows INTEGER NOT NULL, enqueued TEXT NOT NULL, salt BLOB,
+    state TEXT NOT NULL, request INTEGER);
+CREATE TABLE queued (entry INTEGER, name BLOB, PRIMARY KEY (entry, name)) WITHOUT ROWID;
 CREATE TABLE events (
     number INTEGER PRIMARY KEY, kind TEXT NOT NULL, time TEXT NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL);
 """
 
 
-_SETTINGS = (
-    *("journal_mode=DELETE", "secure_delete=ON", "temp_store=MEMORY", "synchronous=EXTRA"),
-    "cache_size=-65536",  # KiB; names are hashes, so a request's rows lie on as many pages
-)
+_SETTINGS = {
+    "journal_mode": ("DELETE", "delete"),
+    "secure_delete": ("ON", 1),
+    "temp_store": ("MEMORY", 2),
+    "synchronous": ("EXTRA", 3),
+}
+"""Setting -> what is asked for, and what SQLite answers where it does that."""
+
+_CACHE = -65536
+"""KiB, negative: names are hashes, so a request's rows lie on as many pages."""
+
+_FILES_ALWAYS = "TEMP_STORE=0"
+"""Compile option of builds that write temporary files, whatever `temp_store` says and answers."""
 
 _PATIENCE = 60.0
 """Seconds that a connection waits for others."""
@@ -72,9 +88,9 @@ def now() -> str:
 
 
 def days_since(time: str) -> int:
-    """Return the whole days since a time that `now` gave."""
+    """Return the whole days since a time that `now` gave; 0 where the clock was set back since."""
     then = datetime.strptime(time, _TIME).replace(tzinfo=UTC)
-    return (datetime.now(UTC) - then).days
+    return max(0, (datetime.now(UTC) - then).days)
 
 
 class Ledger:
@@ -93,8 +109,9 @@ class Ledger:
         """Make the settings, and look that the file is of this version and has all its tables."""
         try:
             with _waiting_for(self.path):
-                for setting in _SETTINGS:
-                    self._connection.execute(f"PRAGMA {setting}").fetchall()
+                for name, (value, _) in _SETTINGS.items():
+                    self._connection.execute(f"PRAGMA {name}={value}").fetchall()
+                self._connection.execute(f"PRAGMA cache_size={_CACHE}")
                 with self.snapshot():
                     version = self._connection.execute("PRAGMA user_version").fetchone()[0]
                     tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
@@ -136,6 +153,31 @@ class Ledger:
         """Close the connection."""
         self._connection.close()
 
+    def answers(self) -> dict[str, Any]:
+        """Return SQLite's version, and what it answers to each setting on which erasure and durability rest."""
+        found = {name: self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _SETTINGS}
+        if (_FILES_ALWAYS,) in self._connection.execute("PRAGMA compile_options").fetchall():
+            found["temp_store"] = f"{found['temp_store']}, and {_FILES_ALWAYS}"
+        return {"version": sqlite3.sqlite_version, **found}
+
+    def check_settings(self) -> None:
+        """Check that SQLite does what it was asked for.
+
+        Raises:
+            UnsupportedError: naming each setting that it does not follow.
+        """
+        answers = self.answers()
+        wrong = [
+            f"{name}={asked} (it answers {answers[name]})"
+            for name, (asked, expected) in _SETTINGS.items()
+            if answers[name] != expected
+        ]
+        if wrong:
+            raise UnsupportedError(
+                f"SQLite {answers['version']} does not follow {', '.join(wrong)}, so {self.path} could keep what is "
+                "deleted from it, or lose what was committed. Nothing is written. Use a Python whose SQLite does."
+            )
+
     @contextmanager
     def writing(self, purpose: str) -> Iterator[None]:
         """One transaction, all or nothing.
@@ -144,7 +186,9 @@ class Ledger:
             LockedError: where another connection holds the file.
             StorageError: where the disk is full or read-only.
             CorruptRecordError: where the file is damaged.
+            UnsupportedError: where SQLite does not follow its settings.
         """
+        self.check_settings()
         with _waiting_for(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
         try:
@@ -166,6 +210,15 @@ class Ledger:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+    def remove_journal(self) -> None:
+        """Remove the journal of a process that was killed before it changed the file; call under the record's lock.
+
+        It may hold names, and SQLite leaves it until the next transaction.
+        """
+        if self.path.with_name(self.path.name + "-journal").is_file():
+            with self.writing("no change"):
+                self.change(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query.
@@ -209,6 +262,14 @@ class Ledger:
     def change_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Run one statement for many rows inside `writing`."""
         self._connection.executemany(statement, rows)
+
+    @contextmanager
+    def listed(self, names: Iterable[bytes]) -> Iterator[str]:
+        """Let statements of the block, inside `writing`, name some rows: `WHERE name IN` what this yields."""
+        self.change("CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY)")  # in memory, see _SETTINGS
+        self.change_many("INSERT OR IGNORE INTO temp.listed VALUES (?)", ((name,) for name in names))
+        yield "(SELECT name FROM temp.listed)"
+        self.change("DELETE FROM temp.listed")
 
     def plan(self) -> dict[str, Any]:
         """Return the recorded plan; empty before the first fit."""

@@ -7,7 +7,7 @@ requests, collection, verification) works on an opened record. The layout is doc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,9 @@ from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.names import Namer
 from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
 from pybrush.record.declarations import declare
-from pybrush.record.files import erase
+from pybrush.record.files import entries, erase
 from pybrush.record.fingerprint import canonical_json
+from pybrush.record.keyring import KeyRing, ring_path
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
 from pybrush.record.samples import Samples, read_samples
@@ -29,7 +30,9 @@ from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
     from pybrush.record.info import RecordInfo
-    from pybrush.record.verify import Verification
+    from pybrush.record.queue import QueueEntry
+    from pybrush.record.receipt import Receipt
+    from pybrush.record.verify import Depth, Verification
 
 OrderKind = Literal["shuffled", "sequential"]
 Naming = Literal["content", "ids", "position"]
@@ -55,6 +58,7 @@ class RecordPlan:
         adapter_format: version of the layout of the adapter's states.
         settings: what the adapter notes besides; not part of the fingerprint.
         generation: 1; grows when everything is rebuilt from a new initial state.
+        encryption: `algorithm` and the id of the key `ring` where stages are encrypted; None where they are not.
     """
 
     shards: int
@@ -73,6 +77,7 @@ class RecordPlan:
     adapter_format: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 1
+    encryption: Mapping[str, str] | None = None
 
     @property
     def roots(self) -> list[str]:
@@ -112,7 +117,7 @@ class Record:
     """
 
     def __init__(self, folder: Path, ledger: Ledger, key: bytes | None) -> None:
-        self.folder, self.ledger, self.store = folder, ledger, StageStore(folder)
+        self.folder, self.ledger = folder, ledger
         self.namer = Namer(key) if key is not None else None
         self._samples: tuple[int, Samples] | None = None
 
@@ -159,6 +164,13 @@ class Record:
         except TypeError as error:
             raise CorruptRecordError(f"the plan in {self.ledger.path} is not complete ({error}).") from error
 
+    @cached_property
+    def store(self) -> StageStore:
+        """The stages on disk."""
+        held = self.plan.encryption
+        ring = None if held is None else KeyRing(ring_path(self.folder), held["ring"])
+        return StageStore(self.folder, ring)
+
     @property
     def names(self) -> Namer:
         """The names under the record's key.
@@ -197,20 +209,36 @@ class Record:
         """Return the stages that some samples call for, given the digests of their cells."""
         return stage_graph(samples.cell_rows(self.plan.shards, self.plan.slices), digests, self.plan.roots)
 
+    def stand_ins(self) -> dict[int, str]:
+        """Return shard -> key of the release's state that stands for its last stage, where one does.
+
+        An approximate method leaves such a state; it goes when the shard is rebuilt.
+        """
+        rows = self.ledger.rows("SELECT constituents FROM releases")
+        held = json.loads(rows[0][0]) if rows else {}
+        return {int(shard): state["key"] for shard, state in held.items() if state.get("folder") == "releases"}
+
     def constituents(self) -> dict[int, str]:
-        """Return the key of the last stage of each trained shard."""
-        return {shard: stage.key for shard, stage in constituents(self.graph()).items()}
+        """Return the key of what serves each trained shard: its last stage, or a release's state in its place."""
+        return {shard: stage.key for shard, stage in constituents(self.graph()).items()} | self.stand_ins()
 
     @property
     def requests(self) -> tuple[RequestInfo, ...]:
-        """All requests, in the order in which they came."""
+        """All requests, in the order in which they came.
+
+        A sealed one counts as collected until the file that names its rows is unlinked.
+        """
         rows = self.ledger.rows(
             "SELECT number, state, method, rows, accepted, committed, sealed, outcome FROM requests ORDER BY number"
         )
+        named = {path.name for path in entries(self.folder / "pending")}
         return tuple(
-            RequestInfo(number, state, method, struck, accepted, committed, sealed, json.loads(outcome or "{}"))
+            RequestInfo(
+                number, "collected" if state == "sealed" and str(number) in named else state,
+                method, struck, accepted, committed, sealed, json.loads(outcome or "{}"),
+            )
             for number, state, method, struck, accepted, committed, sealed, outcome in rows
-        )
+        )  # fmt: skip
 
     def register_artefact(self, path: str | Path, stage: str, kind: str) -> None:
         """Note a file that user code is about to write and that holds the state of a stage.
@@ -228,13 +256,26 @@ class Record:
             if held and held[0][0] != stage:
                 erase(place)
             with self.ledger.writing("artefact"):
-                self.ledger.change("INSERT OR REPLACE INTO artefacts VALUES (?, ?, ?)", (stored, stage, kind))
+                self.ledger.change(
+                    "INSERT OR REPLACE INTO artefacts (path, stage, kind) VALUES (?, ?, ?)", (stored, stage, kind)
+                )
 
     def artefacts(self) -> dict[str, str]:
         """Return the path of each registered artefact and the key of the stage whose state it holds."""
         home = self.folder.resolve()
         rows = self.ledger.rows("SELECT path, stage FROM artefacts ORDER BY path")
         return {str(home / path): stage for path, stage in rows}
+
+    def settle(self) -> tuple[str, ...]:
+        """Remove the files that requests with purge="list" left, after which those requests are complete.
+
+        Returns:
+            The paths of what was there.
+        """
+        from pybrush.record.artefacts import settle
+
+        with coordinator_lock(self.folder):
+            return settle(self)
 
     def info(self) -> RecordInfo:
         """Return what the record holds, in numbers: rows, stages, requests, bytes. It reads no sample and needs no key.
@@ -260,16 +301,100 @@ class Record:
         with coordinator_lock(self.folder):
             declare(self.ledger, name, statement)
 
-    def verify(self) -> Verification:
+    def verify(self, depth: Depth = "digests") -> Verification:
         """Check everything that must be true of the record.
 
+        Args:
+            depth: "manifests" looks at ledger, graph and manifests and reads no state; "digests" reads every byte.
+                The third depth, replay, needs model and data: see `pybrush.replay`.
+
         Raises:
+            ConfigurationError: for another depth.
             CorruptRecordError: at the first defect.
             ErasureError: where something remains that a request should have taken.
         """
         from pybrush.record.verify import verify
 
-        return verify(self)
+        return verify(self, depth)
+
+    def check_receipt(self, path: str | Path) -> Receipt:
+        """Check what `result.write_receipt` wrote against the chain of events; tell of which request it is.
+
+        Raises:
+            RecordError: where the file is no receipt, or opens no request of this record.
+            CorruptRecordError: where the chain is broken.
+        """
+        from pybrush.record.receipt import check_receipt
+
+        return check_receipt(self, Path(path))
+
+    def enqueue(
+        self, ids: Sequence[Any] | None = None, subjects: Sequence[Any] | None = None, before: Any = None
+    ) -> int:
+        """Note samples that are to be forgotten later, together with others, by `unlearn(queued=True)`.
+
+        It needs the key and neither model nor data. Until the entry is served, its samples stay in the model.
+
+        Args:
+            ids: ids of samples, as given in training.
+            subjects: persons of whom everything is to be forgotten, rows that join later included.
+            before: a date; every row whose day is earlier: the day that was given for it, else that on which it was
+                recorded.
+
+        Returns:
+            The entry's number, for `withdraw`.
+
+        Raises:
+            UnknownSamplesError: for ids or subjects that the record does not hold and never held, with their count.
+            ForgetError: for a list that names nothing, rows that were all forgotten, and ids in a record without.
+            SecretKeyError: where the key is lost.
+        """
+        from pybrush.record.queue import enqueue
+
+        return enqueue(self, ids, subjects, before)
+
+    def amend(self, ids: Sequence[Any]) -> int:
+        """Note ids whose rows changed in the data set, labels fixed say; `unlearn(queued=True)` reads them anew.
+
+        Returns:
+            The entry's number, for `withdraw`.
+
+        Raises:
+            UnknownSamplesError: for ids that the record does not hold and never held, with their count.
+            UnsupportedError: where the record knows rows by content alone, or keeps no content digests.
+        """
+        from pybrush.record.queue import amend
+
+        return amend(self, ids)
+
+    def admit(self) -> int:
+        """Note that rows of the data set which are new to the record may join when `unlearn(queued=True)` is called.
+
+        Which rows these are shows then: those that are not recorded and were never forgotten.
+
+        Returns:
+            The entry's number, for `withdraw`.
+        """
+        from pybrush.record.queue import admit
+
+        return admit(self)
+
+    def withdraw(self, entry: int) -> None:
+        """Take a waiting entry out of the queue, unserved; whom it named stays in the model.
+
+        Raises:
+            RecordError: where it does not wait.
+        """
+        from pybrush.record.queue import withdraw
+
+        withdraw(self, entry)
+
+    @property
+    def queue(self) -> tuple[QueueEntry, ...]:
+        """All entries of the queue, those that were served and withdrawn too, in the order in which they came."""
+        from pybrush.record.queue import entries_of
+
+        return entries_of(self.ledger)
 
     def cancel(self, request: int) -> None:
         """Withdraw a pending request; the stages built for it are removed, the model stays as it was.
@@ -294,6 +419,30 @@ class Record:
         from pybrush.adapters import adapter_of
 
         return adapter_of(module).aggregate(self, module)
+
+    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model to deploy into a folder: weights and a description, nothing else of the record.
+
+        Each file of weights is registered with its stage, like a checkpoint: a later request that replaces the stage
+        removes it. Copies of the folder are out of reach.
+
+        Args:
+            folder: a new or empty folder outside of the record.
+            overwrite: replace an earlier export in the folder; other files in it stay.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigurationError: for a folder that is not empty, or lies in the record.
+            RecordError: where a constituent is not built yet.
+            LockedError: where another process serves a request.
+            MissingExtraError: where the framework is not installed.
+        """
+        from pybrush.adapters import adapter_named
+
+        written: Path = adapter_named(self.plan.adapter).export(self, folder, overwrite=overwrite)
+        return written
 
 
 def write_plan(ledger: Ledger, plan: RecordPlan) -> None:

@@ -1,4 +1,4 @@
-"""The samples of a record as arrays: who is in which cell, how often, and what a strike leaves."""
+"""The samples of a record as arrays: who is in which cell, how often, and what a request leaves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pybrush.change import Additions, Change
+from pybrush.days import day_of
 from pybrush.errors import ConfigurationError, IdError
 from pybrush.names import Names, as_names, ascending, rows_of, sortable
 from pybrush.plan.graph import slice_digest
 from pybrush.plan.order import StageRows
 from pybrush.plan.placement import cells_of
-from pybrush.record.ledger import Ledger
+from pybrush.record.ledger import Ledger, now
 from pybrush.request import Roster, Strikes, counted
 
 Ints = NDArray[np.int64]
@@ -63,21 +65,36 @@ class Samples:
         kept = replace(self, copies=copies)
         return kept.where(copies > 0)
 
-    def restored(self, strikes: Strikes) -> Samples:
-        """Return the samples as they were before a request took them, for look-ups alone (no placement)."""
-        at = self.find(strikes.names)
+    def after(self, change: Change) -> Samples:
+        """Return the samples as a request leaves them; what it strikes must be recorded often enough."""
+        whole = self.without(change.strikes).with_rows(change.additions)
+        places = change.additions.places
+        return replace(whole, positions=places) if len(places) else whole
+
+    def restored(self, change: Change) -> Samples:
+        """Return the samples as they were before a request, for look-ups alone: what it struck has no placement."""
+        strikes, added = change.strikes, change.additions
+        at = self.find(added.names)
         copies = self.copies.copy()
-        copies[at[at >= 0]] += strikes.copies[at >= 0]
-        new = at < 0
-        blank = np.zeros(int(new.sum()), dtype=np.int64)
-        names = np.vstack([self.names, strikes.names[new]])
-        order = ascending(names)
-        whole = Samples(
-            names, np.vstack([self.placements, strikes.names[new]]), np.append(self.shards, blank),
-            np.append(self.slices, blank), np.vstack([self.contents, strikes.contents[new]]),
-            np.append(copies, strikes.copies[new]), np.append(self.positions, blank - 1),
-        )  # fmt: skip
-        return Samples(*(getattr(whole, f.name)[order] for f in fields(Samples)))
+        copies[at] -= added.copies
+        now = self.find(strikes.names)
+        positions = np.where(now >= 0, self.positions[now], -1)  # of an amended row; it keeps its place
+        blank = np.zeros(len(strikes), dtype=np.int64)
+        nowhere = np.zeros_like(strikes.names)
+        struck = Samples(strikes.names, nowhere, blank, blank, strikes.contents, strikes.copies, positions)
+        return replace(self, copies=copies).where(copies > 0).with_rows(struck)
+
+    def with_rows(self, others: Samples | Additions) -> Samples:
+        """Return the samples and more; a name that is there already gets more copies."""
+        if not len(others):
+            return self
+        at = self.find(others.names)
+        copies = self.copies.copy()
+        copies[at[at >= 0]] += others.copies[at >= 0]
+        own, new = replace(self, copies=copies), at < 0
+        order = ascending(np.vstack([self.names, others.names[new]]))
+        columns = ((getattr(own, f.name), getattr(others, f.name)) for f in fields(Samples))
+        return Samples(*(np.concatenate([mine, more[new]])[order] for mine, more in columns))
 
     def where(self, mask: NDArray[np.bool_]) -> Samples:
         """Return the samples that a mask of shape (n,) selects."""
@@ -119,6 +136,7 @@ class Holdings:
         present: usable rows of each recorded sample, shape (n,).
         unrecorded: rows of the data set that the record does not hold.
         strangers: names of such rows of which the record holds no copy, each once, shape (k, 16).
+        roster: the data set.
     """
 
     sample: Ints
@@ -127,6 +145,7 @@ class Holdings:
     present: Ints
     unrecorded: int
     strangers: Names
+    roster: Roster
 
     def stage_rows(self, samples: Samples, shard: int, last_slice: int) -> StageRows:
         """Return the rows of slices 0 to `last_slice` of a shard."""
@@ -152,18 +171,19 @@ def hold(samples: Samples, roster: Roster) -> Holdings:
         present,
         int((~usable).sum()),
         names[found < 0],
+        roster,
     )
 
 
 def record_roster(roster: Roster, shards: int, slices: int, sequential: bool, kept: NDArray[np.bool_]) -> Samples:
-    """Return the samples of a data set that is recorded for the first time.
+    """Return the samples of a data set, or of some of its rows, that are recorded for the first time.
 
     Args:
         roster: the data set.
         shards: S.
         slices: R.
         sequential: whether the loader keeps the data set's order.
-        kept: which rows may be trained on (the others are suppressed), shape (rows,).
+        kept: which rows are recorded, shape (rows,).
 
     Raises:
         IdError: for equal rows under a sequential loader, where the position of each matters.
@@ -173,10 +193,7 @@ def record_roster(roster: Roster, shards: int, slices: int, sequential: bool, ke
     names, copies = gathered.names, gathered.counts
     positions = at[gathered.order[gathered.starts]]
     if sequential and (copies > 1).any():
-        raise IdError(
-            f"under a loader that does not shuffle, equal rows need ids to be told apart; "
-            f"{int((copies > 1).sum())} contents occur more than once. Pass ids= to SISA, or shuffle=True."
-        )
+        raise equal_rows(int((copies > 1).sum()))
     owners = [roster.owners[p] for p in positions.tolist()]
     placements = as_names(owner or name for owner, name in zip(owners, rows_of(names), strict=True))
     shard, cell = cells_of(placements, shards, slices)
@@ -186,8 +203,26 @@ def record_roster(roster: Roster, shards: int, slices: int, sequential: bool, ke
     return Samples(names, placements, shard, cell, roster.contents_at(positions), copies, order)
 
 
+def equal_rows(contents: int) -> IdError:
+    """Return the refusal of equal rows where the position of each matters, given how many contents they have."""
+    return IdError(
+        f"under a loader that does not shuffle, equal rows need ids to be told apart; "
+        f"{contents} contents occur more than once. Pass ids= to SISA, or shuffle=True."
+    )
+
+
 def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
     """Insert samples and their subjects, inside a transaction of an empty ledger."""
+    _insert(ledger, samples, roster.days_of(samples.names, day_of(now()[:10])))
+    if not any(roster.subjects):
+        return
+    recorded = np.flatnonzero(samples.find(roster.names) >= 0).tolist()
+    pairs = ((subject, roster.names[p].tobytes()) for p in recorded for subject in roster.subjects[p])
+    ledger.change_many("INSERT OR IGNORE INTO subjects VALUES (?, ?)", pairs)
+
+
+def _insert(ledger: Ledger, samples: Samples | Additions, days: Ints) -> None:
+    """Insert samples; a name that is there already gets more copies, and the earlier day."""
     own = (samples.placements == samples.names).all(axis=1).tolist()
     rows = zip(
         rows_of(samples.names),
@@ -197,14 +232,14 @@ def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
         rows_of(samples.contents),
         samples.copies.tolist(),
         (None if p < 0 else p for p in samples.positions.tolist()),
+        map(int, days),  # a list of a million integers takes as much as the names
         strict=True,
     )
-    ledger.change_many("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-    if not any(roster.subjects):
-        return
-    recorded = np.flatnonzero(samples.find(roster.names) >= 0).tolist()
-    pairs = ((subject, roster.names[p].tobytes()) for p in recorded for subject in roster.subjects[p])
-    ledger.change_many("INSERT OR IGNORE INTO subjects VALUES (?, ?)", pairs)
+    ledger.change_many(
+        "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (name) DO UPDATE SET copies = copies + excluded.copies, day = min(day, excluded.day)",
+        rows,
+    )
 
 
 def read_samples(ledger: Ledger) -> Samples:
@@ -241,15 +276,24 @@ def _read_positions(ledger: Ledger, samples: Samples) -> Ints:
     return found
 
 
-def strike_samples(ledger: Ledger, before: Samples, strikes: Strikes) -> None:
-    """Take struck copies, and names left without any, out of the ledger, inside a transaction."""
+def change_samples(ledger: Ledger, before: Samples, after: Samples, change: Change) -> None:
+    """Take struck copies out of the ledger and put added rows into it, inside a transaction."""
+    _strike(ledger, before, change.strikes)
+    additions = change.additions
+    _insert(ledger, additions, additions.days)
+    pairs = zip(rows_of(additions.subjects), rows_of(additions.owned), strict=True)
+    ledger.change_many("INSERT OR IGNORE INTO subjects VALUES (?, ?)", pairs)
+    if len(additions.places):
+        places = zip(after.positions.tolist(), rows_of(after.names), strict=True)
+        ledger.change_many("UPDATE samples SET position = ? WHERE name = ?", places)
+
+
+def _strike(ledger: Ledger, before: Samples, strikes: Strikes) -> None:
+    """Take struck copies, and names left without any."""
     left = before.copies[before.find(strikes.names)] - strikes.copies
     gone = [row.tobytes() for row in strikes.names[left == 0]]
     fewer = [(int(n), row.tobytes()) for n, row in zip(left, strikes.names, strict=True) if n > 0]
     ledger.change_many("UPDATE samples SET copies = ? WHERE name = ?", fewer)
     ledger.change_many("DELETE FROM samples WHERE name = ?", ((name,) for name in gone))
-    ledger.change("CREATE TEMP TABLE IF NOT EXISTS gone (name BLOB PRIMARY KEY)")
-    ledger.change("DELETE FROM temp.gone")
-    ledger.change_many("INSERT INTO temp.gone VALUES (?)", ((name,) for name in gone))
-    ledger.change("DELETE FROM subjects WHERE name IN (SELECT name FROM temp.gone)")
-    ledger.change("DELETE FROM temp.gone")
+    with ledger.listed(gone) as struck:
+        ledger.change(f"DELETE FROM subjects WHERE name IN {struck}")

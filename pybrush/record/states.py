@@ -40,6 +40,10 @@ def digest_of(tree_json: bytes, arrays: Mapping[str, Flat]) -> str:
     return digest.hexdigest()
 
 
+ReadFile = Callable[[Path], bytes]
+"""Returns what was written into a file; FileNotFoundError where there is none."""
+
+
 def save(
     folder: Path, tree: Any, write_file: Callable[[Path, bytes], None] = write_new, initial: Path | None = None
 ) -> str:
@@ -63,41 +67,55 @@ def save(
     return _sha256(tree_json, tensors)
 
 
-def load(folder: Path, initial: Path | None = None) -> Any:
+def load(folder: Path, initial: Path | None = None, read_file: ReadFile = Path.read_bytes) -> Any:
     """Return the tree that was saved in a folder; raises what `read` and `unpack` raise.
 
     Args:
         folder: where it was saved.
         initial: the folder that `save` was given.
+        read_file: reads what `write_file` wrote; so everywhere here.
     """
-    tree_json, arrays = read(folder)
+    tree_json, arrays = read(folder, read_file)
     if initial is not None and references(tree_json):
         with _tensors_in(initial) as fetch:
             tree_json, arrays = fill(tree_json, arrays, fetch)
     return unpack(tree_json, arrays, source=str(folder / TREE_FILE))
 
 
-def leans_on_initial(folder: Path) -> bool:
+def leans_on_initial(folder: Path, read_file: ReadFile = Path.read_bytes) -> bool:
     """Whether a saved state names tensors of the initial state."""
-    return bool(references((folder / TREE_FILE).read_bytes()))
+    return bool(references(read_file(folder / TREE_FILE)))
 
 
-def read(folder: Path) -> tuple[bytes, Arrays]:
+def read(folder: Path, read_file: ReadFile = Path.read_bytes) -> tuple[bytes, Arrays]:
     """Return what `pack` gave for the tree in a folder, without building the tree.
 
     Raises:
         CorruptRecordError: where a file is missing or damaged, naming it.
     """
-    tree_json, tensors = _read_files(folder)
+    tree_json, tensors = _read_files(folder, read_file)
     try:
         return tree_json, dict(sorted(safetensors.numpy.load(tensors).items()))
     except (SafetensorError, LookupError, ValueError) as error:
         raise CorruptRecordError(f"{folder / TENSOR_FILE} is damaged: {error}. {REMEDY}") from error
 
 
-def state_sha256(folder: Path) -> str:
+def state_sha256(folder: Path, read_file: ReadFile = Path.read_bytes) -> str:
     """Return the SHA-256 of tree.json followed by state.safetensors, in hexadecimal."""
-    return _sha256(*_read_files(folder))
+    return _sha256(*_read_files(folder, read_file))
+
+
+def check_complete(folder: Path) -> None:
+    """Look that the files of a state are there and as long as the container's header says; no tensor is read.
+
+    Raises:
+        CorruptRecordError: naming the file that is missing or cut short.
+    """
+    with _tensors_in(folder):
+        pass
+    path = folder / TREE_FILE
+    if not path.is_file() or not path.stat().st_size:
+        raise CorruptRecordError(f"{path} is missing or empty. {REMEDY}")
 
 
 def same_bits(folder_a: Path, folder_b: Path) -> bool:
@@ -137,8 +155,8 @@ def _sha256(tree_json: bytes, tensors: bytes) -> str:
     return digest.hexdigest()
 
 
-def _read_files(folder: Path) -> tuple[bytes, bytes]:
+def _read_files(folder: Path, read_file: ReadFile) -> tuple[bytes, bytes]:
     try:
-        return (folder / TREE_FILE).read_bytes(), (folder / TENSOR_FILE).read_bytes()
+        return read_file(folder / TREE_FILE), read_file(folder / TENSOR_FILE)
     except FileNotFoundError as error:
         raise CorruptRecordError(f"{error.filename} is missing. {REMEDY}") from error

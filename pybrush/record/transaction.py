@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,29 +16,31 @@ from typing import Any
 
 import numpy as np
 
+from pybrush.change import Change
 from pybrush.errors import CorruptRecordError, RecordError
-from pybrush.hashing import chained
-from pybrush.names import Names, as_names
-from pybrush.plan.graph import Stage, constituents
+from pybrush.names import Names, among, as_names, rows_of
+from pybrush.plan.graph import Stage
+from pybrush.record.artefacts import Purge, remove_but_left
 from pybrush.record.collect import remove_unwanted, seal
 from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.queue import put_back, queued_subjects, settle, take
 from pybrush.record.record import Record, RequestInfo
-from pybrush.record.samples import Samples, strike_samples
-from pybrush.request import Strikes
+from pybrush.record.releases import REBUILD, commitment_of, next_release, state_keys, write_release
+from pybrush.record.samples import Samples, change_samples
 
 UNFINISHED = ("pending", "committed", "collected")
-METHOD = "rebuild"
 
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """A request that is not sealed: its number, its state and what it strikes."""
+    """A request that is not sealed: its number, its state, its method with settings, and what it changes."""
 
     number: int
     state: str
-    strikes: Strikes
+    method: str
+    change: Change
 
 
 @dataclass(frozen=True)
@@ -51,29 +53,39 @@ class Target:
 
 
 def pending_path(record: Record, number: int) -> Path:
-    """Return the file that says what a request strikes, until it is sealed."""
+    """Return the file that says what a request changes, until it is sealed."""
     return record.folder / "pending" / str(number)
 
 
-def target_of(record: Record, samples: Samples, strikes: Strikes) -> Target:
+def target_of(record: Record, samples: Samples, change: Change) -> Target:
     """Return what the record becomes; only the slices that are hit are hashed again."""
-    left = samples.without(strikes)
-    at = samples.find(strikes.names)
-    hit = {(int(s), int(r)) for s, r in zip(samples.shards[at], samples.slices[at], strict=True)}
-    if samples.is_ordered:
-        hit = {(s, later) for s, r in hit for later in range(r, record.plan.slices)}
-    counts = left.cell_rows(record.plan.shards, record.plan.slices)
+    after, plan = samples.after(change), record.plan
+    hit = _cells_hit(record, samples, change)
+    counts = after.cell_rows(plan.shards, plan.slices)
     digests = {cell: digest for cell, digest in record.digests() if cell not in hit}
-    digests |= left.digests(cell for cell in sorted(hit) if counts[cell] > 0)
-    return Target(left, digests, record.graph_of(left, digests))
+    digests |= after.digests(cell for cell in sorted(hit) if counts[cell] > 0)
+    return Target(after, digests, record.graph_of(after, digests))
 
 
-def orphans_of(record: Record, samples: Samples, strikes: Strikes) -> Names:
-    """Return the pseudonyms of subjects, besides those that asked, of whom no row is left after a strike."""
+def _cells_hit(record: Record, samples: Samples, change: Change) -> set[tuple[int, int]]:
+    """Return the cells whose digest a change may change."""
+    plan, added, at = record.plan, change.additions, samples.find(change.strikes.names)
+    if len(added.places):  # every row has a new place, and where rows changed places the digest is another
+        return {(s, r) for s in range(plan.shards) for r in range(plan.slices)}
+    hit = set(zip(samples.shards[at].tolist(), samples.slices[at].tolist(), strict=True))
+    hit |= set(zip(added.shards.tolist(), added.slices.tolist(), strict=True))
+    if plan.order == "sequential":
+        return {(s, later) for s, r in hit for later in range(r, plan.slices)}
+    return hit
+
+
+def orphans_of(record: Record, samples: Samples, change: Change) -> Names:
+    """Return the pseudonyms of subjects, besides those that asked, of whom no row is left after a request."""
+    strikes = change.strikes
     last_copy = strikes.copies == samples.copies[samples.find(strikes.names)]
     gone = {row.tobytes() for row in strikes.names[last_copy]}
     pairs = record.ledger.rows("SELECT subject, name FROM subjects")
-    held = {subject for subject, name in pairs if name not in gone}
+    held = {subject for subject, name in pairs if name not in gone} | set(rows_of(change.additions.subjects))
     asked = {row.tobytes() for row in strikes.subjects}
     return as_names(sorted({subject for subject, _ in pairs} - held - asked))
 
@@ -99,16 +111,18 @@ def open_request(record: Record) -> OpenRequest | None:
             f"{path} is missing, and request {request.number} cannot be finished without it. "
             f"Restore the file from a backup{way_out}."
         )
-    strikes = Strikes.from_bytes(path.read_bytes())
+    change = Change.from_bytes(path.read_bytes())
     query = "SELECT salt, commitment FROM salts JOIN requests ON number = request WHERE request = ?"
     for salt, commitment in record.ledger.rows(query, (request.number,)):  # none once it is collected
-        if strikes.commitment(salt) != commitment:
+        if change.commitment(salt) != commitment:
             raise CorruptRecordError(f"{path} is not what request {request.number} was accepted with; restore it.")
-    return OpenRequest(request.number, request.state, strikes)
+    return OpenRequest(request.number, request.state, request.method, change)
 
 
 def tidy(record: Record) -> None:
     """Remove what dead processes left, and close a request of which only the seal is missing."""
+    record.ledger.check_settings()
+    record.store.vault.check_current(record.ledger)
     with coordinator_lock(record.folder):
         waiting = unfinished(record)
         known = {str(request.number) for request in waiting}
@@ -119,85 +133,118 @@ def tidy(record: Record) -> None:
             if request.state == "collected" and not pending_path(record, request.number).is_file():
                 seal(record, request.number)
         record.store.sweep(record.ledger.wanted() | {"initial"})
+        record.ledger.remove_journal()
 
 
-def accept(record: Record, strikes: Strikes, target: Target) -> OpenRequest:
-    """Write a request down before anything is done for it; from here it will be finished or cancelled."""
+def accept(
+    record: Record, change: Change, target: Target, entries: Sequence[int] = (), purge: Purge = "delete",
+    method: str = REBUILD, edited: Iterable[int] = (),
+) -> OpenRequest:  # fmt: skip
+    """Write a request down before anything is done for it; from here it will be finished or cancelled.
+
+    Args:
+        record: the record.
+        change: what is struck and recorded.
+        target: what the record becomes.
+        entries: the entries of the queue that it serves.
+        purge: how it deals with files of user code.
+        method: how it is served, with settings.
+        edited: shards of which the method makes new states.
+    """
     salt = secrets.token_bytes(16)
     with coordinator_lock(record.folder):
         number = max((request.number for request in record.requests), default=0) + 1
         make_folder(record.folder / "pending")
-        commitment = strikes.commitment(salt)
-        with _pending_written(record, number, strikes), record.ledger.writing("accept"):
+        commitment = change.commitment(salt)
+        with _pending_written(record, number, change), record.ledger.writing("accept"):
+            take(record.ledger, entries, number)
             record.ledger.change(
-                "INSERT INTO requests (number, state, method, commitment, rows, accepted) VALUES (?, ?, ?, ?, ?, ?)",
-                (number, "pending", METHOD, commitment, strikes.rows, now()),
+                "INSERT INTO requests (number, state, method, commitment, rows, accepted, purge) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (number, "pending", method, commitment, change.rows, now(), purge),
             )
             record.ledger.change("INSERT INTO salts VALUES (?, ?)", (number, salt))
-            record.ledger.set_wanted(record.ledger.wanted() | {stage.key for stage in target.stages})
+            coming = state_keys(next_release(record, method, commitment), edited)
+            needed = {stage.key for stage in target.stages} | set(coming.values())
+            record.ledger.set_wanted(record.ledger.wanted() | needed)
             record.ledger.append_event(
-                "accepted", request=number, commitment=commitment.hex(), rows=strikes.rows, method=METHOD
+                "accepted", request=number, commitment=commitment.hex(), rows=change.rows, method=method
             )
-    return OpenRequest(number, "pending", strikes)
+    return OpenRequest(number, "pending", method, change)
 
 
 @contextmanager
-def _pending_written(record: Record, number: int, strikes: Strikes) -> Iterator[None]:
-    """Write a pending file, and remove it where what the block does with it fails."""
+def _pending_written(record: Record, number: int, change: Change) -> Iterator[None]:
+    """Write a pending file, and remove it where what the block does with it fails.
+
+    An interrupt may also come just after the request was accepted: then it needs its file.
+    """
     path = pending_path(record, number)
-    replace(path, strikes.to_bytes())
+    replace(path, change.to_bytes())
     try:
         yield
     except BaseException:
-        unlink(path)
+        if not record.ledger.rows("SELECT 1 FROM requests WHERE number = ?", (number,)):
+            unlink(path)
         raise
 
 
-def commit(record: Record, request: OpenRequest, before: Samples, target: Target, outcome: dict[str, Any]) -> None:
-    """Make the rebuilt record the record, in one transaction: rows out, suppressions in, release written."""
-    strikes, plan = request.strikes, record.plan
-    gone = strikes.names[target.samples.find(strikes.names) < 0]
-    suppressed = record.names.suppressed(np.vstack([gone, strikes.subjects]))
-    marks = [(row.tobytes(), now()[:10]) for row in suppressed]
+def commit(
+    record: Record, request: OpenRequest, before: Samples, target: Target, outcome: dict[str, Any],
+    held: Mapping[int, str],
+) -> None:  # fmt: skip
+    """Make the new record the record, in one transaction: rows out and in, suppressions in, release written.
+
+    Args:
+        record: the record.
+        request: which request, and the method by which it was served in the end.
+        before: the samples until now.
+        target: what the record becomes.
+        outcome: cost, guarantee and counts, plain values.
+        held: shard -> key of the release's state that serves it from now on.
+    """
+    strikes, plan = request.change.strikes, record.plan
+    is_gone = target.samples.find(strikes.names) < 0
+    gone, contents = strikes.names[is_gone], _gone_contents(record, strikes.contents[is_gone], target.samples)
+    lost = np.vstack([gone, strikes.subjects, strikes.orphans])
     counts = target.samples.cell_rows(plan.shards, plan.slices)
     record.samples_are(None)
     with coordinator_lock(record.folder), record.ledger.writing("commit"):
         ledger = record.ledger
-        strike_samples(ledger, before, strikes)
-        ledger.change_many("INSERT OR IGNORE INTO suppressions VALUES (?, ?)", marks)
+        change_samples(ledger, before, target.samples, request.change)
+        queued = among(strikes.orphans, as_names(queued_subjects(ledger)))  # they asked too, and wait no longer
+        marked = record.names.suppressed(np.vstack([gone, contents, strikes.subjects, strikes.orphans[queued]]))
+        since = now()[:10]
+        ledger.change_many(
+            "INSERT OR IGNORE INTO suppressions VALUES (?, ?)", ((row, since) for row in rows_of(marked))
+        )
+        settle(ledger, request.number, lost)
         ledger.change("DELETE FROM cells")
         ledger.change_many(
             "INSERT INTO cells VALUES (?, ?, ?, ?)",
             ((s, r, int(counts[s, r]), digest) for (s, r), digest in sorted(target.digests.items())),
         )
-        ledger.set_wanted(stage.key for stage in target.stages)
+        ledger.set_wanted([*(stage.key for stage in target.stages), *held.values()])
         ledger.change(
-            "UPDATE requests SET state = 'committed', committed = ?, outcome = ? WHERE number = ?",
-            (now(), json.dumps(outcome, sort_keys=True), request.number),
+            "UPDATE requests SET state = 'committed', method = ?, committed = ?, outcome = ? WHERE number = ?",
+            (request.method, now(), json.dumps(outcome, sort_keys=True), request.number),
         )
-        (commitment,) = ledger.rows("SELECT commitment FROM requests WHERE number = ?", (request.number,))[0]
-        write_release(record, request.number, METHOD, commitment, outcome["guarantee"], target.stages)
+        commitment = commitment_of(record, request.number)
+        write_release(record, request.number, request.method, commitment, outcome["guarantee"], target.stages, held)
         ledger.append_event("committed", request=request.number, commitment=commitment.hex())
     record.samples_are(target.samples)
 
 
-def write_release(
-    record: Record, request: int | None, method: str, commitment: bytes, guarantee: Any, stages: Iterable[Stage]
-) -> None:
-    """Write the release that a fit or a rebuild produces, in place of the one before, inside a transaction."""
-    ledger = record.ledger
-    parent = [key for (key,) in ledger.rows("SELECT key FROM releases")]
-    above = bytes.fromhex(parent[0] if parent else record.plan.roots[0])
-    key = chained("pybrush-release", above, chained("pybrush-meaning", method.encode()), commitment).hex()
-    last = {
-        shard: {"key": stage.key, "sha256": record.store.manifest(stage.key).sha256}
-        for shard, stage in constituents(stages).items()
-    }
-    ledger.change("DELETE FROM releases")
-    ledger.change(
-        "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (key, parent[0] if parent else None, request, method, json.dumps(guarantee), json.dumps(last), now()),
-    )
+def _gone_contents(record: Record, contents: Names, left: Samples) -> Names:
+    """Return the contents that no sample has any more, where names are given ids that do not say them.
+
+    Not those of amended rows, which were replaced rather than forgotten.
+    """
+    known = contents[contents.any(axis=1)]
+    if record.plan.naming == "content":
+        return known[:0]
+    held = left.contents[among(left.contents, known)]
+    return np.unique(known[~among(known, held)], axis=0)
 
 
 def cancel(record: Record, number: int) -> None:
@@ -211,7 +258,7 @@ def cancel(record: Record, number: int) -> None:
             if state == "pending":
                 _withdraw(record, number)
             unlink(pending_path(record, number))
-            remove_unwanted(record)
+            remove_unwanted(record, remove_but_left)
             record.ledger.vacuum()
 
 
@@ -219,5 +266,6 @@ def _withdraw(record: Record, number: int) -> None:
     with record.ledger.writing("cancel"):
         record.ledger.change("UPDATE requests SET state = 'cancelled' WHERE number = ?", (number,))
         record.ledger.change("DELETE FROM salts WHERE request = ?", (number,))
-        record.ledger.set_wanted(stage.key for stage in record.graph())
+        put_back(record.ledger, number)
+        record.ledger.set_wanted([*(stage.key for stage in record.graph()), *record.stand_ins().values()])
         record.ledger.append_event("cancelled", request=number)

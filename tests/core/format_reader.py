@@ -10,6 +10,7 @@ import sqlite3
 import struct
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # Conventions
 
@@ -204,8 +205,8 @@ def trained_stages(counts):
 
 def read_state(folder):
     """Return the tree of a state folder, the bytes of tree.json and the tensors' bytes by name."""
-    tree_json = (folder / "tree.json").read_bytes()
-    tensors = read_safetensors((folder / "state.safetensors").read_bytes())
+    tree_json = read_file(folder, "tree.json")
+    tensors = read_safetensors(read_file(folder, "state.safetensors"))
     if b'"initial/' in tree_json:
         shared = read_safetensors((folder.parents[1] / "initial" / "state.safetensors").read_bytes())
         tensors |= {f"initial/{name}": data for name, data in shared.items()}
@@ -259,13 +260,41 @@ def build_tensor(codec, kind, shape, order, data):
 
 
 def state_sha256(folder):
-    files = (folder / "tree.json").read_bytes() + (folder / "state.safetensors").read_bytes()
+    files = read_file(folder, "tree.json") + read_file(folder, "state.safetensors")
     return hashlib.sha256(files).hexdigest()
 
 
 def initial_digest(tree_json, tensors):
     parts = [tree_json] + [tensors[name] for name in sorted(tensors)]
     return hashlib.sha256(b"".join(u64(len(part)) + part for part in parts)).hexdigest()
+
+
+# Encryption
+
+
+def bound_to(key, name):
+    return f"pybrush-state/1/{key}/{name}".encode("ascii")
+
+
+def read_file(folder, name):
+    """Return a file of a state, decrypted where its manifest says so."""
+    path, manifest = folder / name, folder / "manifest.json"
+    note = json.loads(manifest.read_bytes())["encryption"] if manifest.exists() else None
+    if note is None:
+        return path.read_bytes()
+    record = folder.parents[1]
+    secret = (record.with_name(record.name + ".keys") / note["key_id"]).read_bytes()
+    nonce = bytes.fromhex(note["files"][name]["nonce"])
+    return AESGCM(secret).decrypt(nonce, path.read_bytes(), bound_to(folder.name, name))
+
+
+def stored_as_noted(folder, note):
+    """Whether encrypted files are those that the manifest names, as they lie there."""
+    found = {name: (folder / name).read_bytes() for name in note["files"]}
+    return all(
+        (len(data), hashlib.sha256(data).hexdigest()) == (note["files"][name]["bytes"], note["files"][name]["sha256"])
+        for name, data in found.items()
+    )
 
 
 # Fingerprint
@@ -278,30 +307,61 @@ def semantic_digest(text):
 # Requests, events and releases
 
 
-def pending_file(rows, subjects, orphans):
-    data = b"PYBRUSH-PENDING1" + u64(len(rows)) + u64(len(subjects)) + row_bytes(rows)
-    data += b"".join(subjects) + b"".join(orphans)
+def added_bytes(added, pairs, places):
+    """Return rows of (name, placement name, content digest, shard, slice, copies, position, day) and what follows."""
+    rows = b"".join(
+        name
+        + placement
+        + content
+        + u64(shard)
+        + u64(slice_)
+        + u64(copies)
+        + (b"\xff" * 8 if at is None else u64(at))
+        + struct.pack("<q", day)
+        for name, placement, content, shard, slice_, copies, at, day in added
+    )
+    return rows, b"".join(subject + name for subject, name in pairs), b"".join(map(u64, places))
+
+
+def pending_file(rows, subjects, orphans, added=(), pairs=(), places=()):
+    data = b"PYBRUSH-PENDING1" + b"".join(u64(len(each)) for each in (rows, subjects, orphans, added, pairs, places))
+    data += row_bytes(rows) + b"".join(subjects) + b"".join(orphans) + b"".join(added_bytes(added, pairs, places))
     return data + hashlib.sha256(data).digest()
 
 
 def read_pending(data):
-    """Return what a pending file names: rows, subjects that asked, orphans."""
+    """Return what a pending file says: rows to strike, subjects that asked, orphans, rows to record, pairs, places."""
     content, closing = data[:-32], data[-32:]
     if content[:16] != b"PYBRUSH-PENDING1" or hashlib.sha256(content).digest() != closing:
         raise ValueError("the pending file is damaged")
-    count, asked = struct.unpack("<QQ", content[16:32])
-    start = 32 + 40 * count
-    rows = [struct.unpack("<16s16sQ", content[at : at + 40]) for at in range(32, start, 40)]
-    names = [content[at : at + 16] for at in range(start, len(content), 16)]
-    return {"rows": rows, "subjects": names[:asked], "orphans": names[asked:]}
+    counts, at, parts = struct.unpack("<6Q", content[16:64]), 64, []
+    for count, form in zip(counts, ("<16s16sQ", "<16s", "<16s", "<16s16s16s4Qq", "<16s16s", "<Q"), strict=True):
+        size = struct.calcsize(form)
+        parts.append([struct.unpack(form, content[i : i + size]) for i in range(at, at + count * size, size)])
+        at += count * size
+    if at != len(content):
+        raise ValueError("the pending file is of another length than it says")
+    rows, subjects, orphans, added, pairs, places = parts
+    return {
+        "rows": rows,
+        "subjects": [name for (name,) in subjects],
+        "orphans": [name for (name,) in orphans],
+        "added": [(*row[:6], None if row[6] == MASK else row[6], row[7]) for row in added],
+        "pairs": pairs,
+        "places": [place for (place,) in places],
+    }
 
 
-def commitment(salt, body):
-    return hash_parts("pybrush-commit", salt, body)
+def commitment(salt, body, *added):
+    return hash_parts("pybrush-commit", salt, body, *(added if any(added) else ()))
 
 
 def declaration_commitment(salt, name, statement):
     return hash_parts("pybrush-commit", salt, name.encode("utf-8"), statement.encode("utf-8"))
+
+
+def entry_commitment(salt, kind, names):
+    return hash_parts("pybrush-commit", salt, kind.encode("utf-8"), b"".join(sorted(names)))
 
 
 def event_digest(previous, number, kind, time, body):
@@ -312,6 +372,14 @@ def event_digest(previous, number, kind, time, body):
 def release_key(parent, method, commitment_):
     meaning = hash_parts("pybrush-meaning", method.encode("utf-8"))
     return hash_parts("pybrush-release", bytes.fromhex(parent), meaning, commitment_).hex()
+
+
+def state_key(release, shard):
+    return hash_parts("pybrush-release", bytes.fromhex(release), u64(shard)).hex()
+
+
+def release_seed(seed, release, shard, purpose):
+    return word(b"release", u64(seed), bytes.fromhex(release), u64(shard), purpose.encode("utf-8"))
 
 
 # A whole record
@@ -332,7 +400,8 @@ def read_record(folder):
     """Return what a record's folder holds; states are read by `read_state`, one at a time."""
     version, tables = read_ledger(folder / "ledger.sqlite")
     stages = {path.name: path for path in (folder / "stages").iterdir()}
-    states = {"initial": folder / "initial", **stages}
+    releases = {path.name: path for path in (folder / "releases").iterdir()}
+    states = {"initial": folder / "initial", **stages, **releases}
     return {
         "folder": folder,
         "version": version,
@@ -376,9 +445,15 @@ def expected_stages(record):
     return stages
 
 
+def served(record):
+    """Return shard -> key of the release's state that serves it."""
+    held = [json.loads(release["constituents"]) for release in record["tables"]["releases"]]
+    return {int(s): state["key"] for each in held for s, state in each.items() if state["folder"] == "releases"}
+
+
 def constituents(record):
-    """Return shard -> key of its last trained stage."""
-    return {stage["shard"]: stage["key"] for stage in expected_stages(record)}
+    """Return shard -> key of its last trained stage, or of the release's state that serves it."""
+    return {stage["shard"]: stage["key"] for stage in expected_stages(record)} | served(record)
 
 
 def stage_rows(record, stage):
@@ -405,6 +480,7 @@ def defects_of_ledger(record):
         yield "epochs per slice"
     yield from defects_of_events(tables)
     yield from defects_of_declarations(tables)
+    yield from defects_of_queue(tables)
 
 
 def defects_of_events(tables):
@@ -431,6 +507,36 @@ def defects_of_declarations(tables):
         made = declaration_commitment(row["salt"], row["name"], row["statement"]).hex()
         if made not in {body["commitment"] for body in told}:
             yield f"declaration {row['name']}"
+
+
+def defects_of_queue(tables):
+    last = {}
+    for event in sorted(tables["events"], key=lambda row: row["number"]):
+        if event["kind"] in ("queued", "served", "withdrawn"):
+            body = json.loads(event["body"])
+            last[body.pop("entry")] = (event["kind"], body)
+    pending = {row["number"] for row in tables["requests"] if row["state"] == "pending"}
+    for row in tables["queue"]:
+        if last.pop(row["number"], None) != expected_event(row, tables):
+            yield f"entry {row['number']}"
+        if row["state"] in ("waiting", "accepted") and (row["state"] == "accepted") != (row["request"] in pending):
+            yield f"request of entry {row['number']}"
+    yield from (f"no entry {number}" for number in last)
+    kinds = {row["number"]: row["kind"] for row in tables["queue"]}
+    recorded = {kind: {row["name"] for row in tables["samples"]} for kind in ("ids", "before", "amend")}
+    recorded["subjects"] = {row["subject"] for row in tables["subjects"]}
+    for row in tables["queued"]:
+        if row["name"] not in recorded.get(kinds.get(row["entry"]), ()):
+            yield "a name in the queue that is not recorded"
+
+
+def expected_event(row, tables):
+    """Return kind and body of the last event about an entry of the queue."""
+    if row["state"] in ("served", "withdrawn"):
+        return row["state"], {"request": row["request"]} if row["state"] == "served" else {}
+    held = [queued["name"] for queued in tables["queued"] if queued["entry"] == row["number"]]
+    made = entry_commitment(row["salt"] or b"", row["kind"], held)
+    return "queued", {"what": row["kind"], "commitment": made.hex()}
 
 
 DUE_EVENTS = {
@@ -461,11 +567,21 @@ def defects_of_states(record):
     if initial_digest(tree_json, tensors) != plan["initial_digest"]:
         yield "initial state"
     for key, path in record["states"].items():
-        if manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
+        note = manifests[key]["encryption"]
+        if note is not None and not stored_as_noted(path, note):
+            yield f"encrypted state {key}"
+        elif manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
             yield f"state {key}"
+    yield from defects_of_manifests(record)
+
+
+def defects_of_manifests(record):
+    manifests, replaced = record["manifests"], served(record)
     for stage in expected_stages(record):
         manifest = manifests.get(stage["key"])
         parent = manifests.get("initial" if stage["first"] else stage["parent"])
+        if manifest is None and stage["shard"] in replaced:
+            continue
         if manifest is None:
             yield f"no state {stage['key']}"
             continue
@@ -474,24 +590,85 @@ def defects_of_states(record):
             yield f"manifest {stage['key']}"
 
 
+def defects_of_releases(record):
+    tables, manifests, plan = record["tables"], record["manifests"], record["plan"]
+    commitments = {None: b"", **{row["number"]: row["commitment"] for row in tables["requests"]}}
+    for release in tables["releases"]:
+        root = root_key(bytes.fromhex(plan["initial_digest"]), bytes.fromhex(plan["semantic_digest"]), 0)
+        above, commitment_ = release["parent"] or root, commitments[release["request"]]
+        if release["key"] != release_key(above, release["method"], commitment_):
+            yield "key of the release"
+        shas = {key: manifest["sha256"] for key, manifest in manifests.items()}
+        last = {
+            str(shard): {"key": key, "sha256": shas.get(key), "folder": record["states"][key].parent.name}
+            for shard, key in constituents(record).items()
+            if key in record["states"]
+        }
+        if json.loads(release["constituents"]) != last:
+            yield "constituents of the release"
+    yield from defects_of_chains(record, commitments)
+
+
+def defects_of_chains(record, commitments):
+    manifests = record["manifests"]
+    links = [link for key in served(record).values() if key in manifests for link in manifests[key]["links"]]
+    kinds = {link["guarantee"]["kind"] for link in links}
+    for release in record["tables"]["releases"]:
+        kind = json.loads(release["guarantee"])["kind"]
+        if kind != ("Empirical" if "Empirical" in kinds else "Certified" if kinds else "Exact"):
+            yield "kind of guarantee"
+    stages = {stage["shard"]: stage for stage in expected_stages(record)}
+    for shard, key in served(record).items():
+        manifest = manifests.get(key)
+        if manifest is None:
+            yield f"no state {key}"
+            continue
+        made = release_key(manifest["parent"], manifest["method"], commitments[manifest["request"]])
+        own = {"request": manifest["request"], "shard": shard, "method": manifest["method"]}
+        link = {name: value for name, value in manifest["links"][-1].items() if name != "guarantee"}
+        wrong = [name for name in ("shard", "slice", "rows") if manifest[name] != stages[shard][name]]
+        if wrong or manifest["release"] != made or key != state_key(made, shard) or link != own:
+            yield f"release's state {key}"
+        secret = record["states"][key] / "secret"
+        if manifest["secret_sha256"] != (state_sha256(secret) if secret.is_dir() else ""):
+            yield f"secret state {key}"
+
+
 def defects_of_requests(record):
     tables = record["tables"]
+    yield from defects_of_releases(record)
     open_ = {row["number"]: row for row in tables["requests"] if row["state"] not in ("sealed", "cancelled")}
-    keys = {stage["key"] for stage in expected_stages(record)}
+    keys = {stage["key"] for stage in expected_stages(record)} | set(served(record).values())
     wanted = {row["key"] for row in tables["wanted"]}
     if not keys <= wanted or (not open_ and keys != wanted):
         yield "wanted stages"
-    for release in tables["releases"]:
-        shas = {key: manifest["sha256"] for key, manifest in record["manifests"].items()}
-        last = {str(shard): {"key": key, "sha256": shas.get(key)} for shard, key in constituents(record).items()}
-        if json.loads(release["constituents"]) != last:
-            yield "constituents of the release"
     salts = {row["request"]: row["salt"] for row in tables["salts"]}
     if not salts.keys() <= open_.keys():
         yield "salt of a closed request"
+    yield from defects_of_open_requests(record, open_, salts)
+
+
+def defects_of_open_requests(record, open_, salts):
     for number, request in open_.items():
-        rows = record["pending"].get(number, {"rows": None})["rows"]
-        if rows is None and request["state"] != "collected":
+        pending = record["pending"].get(number)
+        if pending is None and request["state"] != "collected":
             yield f"no pending file {number}"
-        elif number in salts and commitment(salts[number], row_bytes(rows)) != request["commitment"]:
+        elif number in salts and pending_commitment(salts[number], pending) != request["commitment"]:
             yield f"commitment of request {number}"
+        elif pending is not None:
+            yield from defects_of_pending(record["plan"], pending)
+
+
+def pending_commitment(salt, pending):
+    added = added_bytes(pending["added"], pending["pairs"], pending["places"])
+    return commitment(salt, row_bytes(pending["rows"]), *added)
+
+
+def defects_of_pending(plan, pending):
+    for name, placement, _, shard, slice_, copies, position, _ in pending["added"]:
+        if cell(placement, plan["shards"], plan["slices"]) != (shard, slice_) or copies < 1:
+            yield f"row to record {name.hex()}"
+        if (position is None) != (plan["order"] == "shuffled"):
+            yield f"position of {name.hex()}"
+    if not {name for _, name in pending["pairs"]} <= {row[0] for row in pending["added"]}:
+        yield "subjects of no row to record"

@@ -50,6 +50,9 @@ class NumpyLearner:
         self.velocity = MOMENTUM * self.velocity + x.T @ (p - y) / len(y)
         self.weights = self.weights - RATE * self.velocity
 
+    def drop_training(self):
+        self.velocity = None
+
     def session(self, build):
         return build()
 
@@ -61,9 +64,17 @@ class NumpyLearner:
 
 
 def wish(
-    shards=3, slices=2, epochs=3, seed=11, order="shuffled", naming="ids", contents="digest", key=bytes(range(32))
+    shards=3,
+    slices=2,
+    epochs=3,
+    seed=11,
+    order="shuffled",
+    naming="ids",
+    contents="digest",
+    key=bytes(range(32)),
+    encrypt=None,
 ):
-    return PlanWish(shards, slices, epochs, seed, order, naming, contents, "numpy", key)
+    return PlanWish(shards, slices, epochs, seed, order, naming, contents, "numpy", key, encrypt=encrypt)
 
 
 def roster_of(data, ids=None, subjects=None):

@@ -34,7 +34,6 @@ from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data
 
 SMALL = {"shards": 2, "slices": 2, "epochs": 1}
 LOCKS = {"lock", "request.lock"}
-JOURNAL = "ledger.sqlite-journal"
 
 
 @pytest.fixture
@@ -86,6 +85,8 @@ class Case:
         gone: names, subjects and digests that no file may hold afterwards.
         later: mask of the rows that are still in the data set when the request is made; None for all.
         artefact: a row of which some user code left a checkpoint behind, in the record; None for none.
+        first: rows, ids and subjects of the fit, where the data set has changed since.
+        enqueue: what comes into the queue after the fit, a function of the record; None for nothing.
     """
 
     rows: Any
@@ -96,11 +97,16 @@ class Case:
     gone: list
     later: Any = None
     artefact: int | None = None
+    first: tuple | None = None
+    enqueue: Any = None
 
     def make(self, folder):
-        fitted(folder, self.rows, self.ids, self.subjects)
+        fitted(folder, *(self.first or (self.rows, self.ids, self.subjects)))
         if self.artefact is not None:
             leave_checkpoint(folder, self.ids[self.artefact])
+        if self.enqueue is not None:
+            with closing(Record.open(folder, KEY)) as record:
+                self.enqueue(record)
 
     def serve(self, folder, ask=None):
         rows, ids, subjects = self.of(np.full(len(self.left), True) if self.later is None else self.later)
@@ -111,6 +117,10 @@ class Case:
 
     def twin(self, folder, left=None):
         fitted(folder, *self.of(self.left if left is None else left))
+
+    def new_names(self):
+        """Return the pseudonyms of rows that the data set got after the fit."""
+        return [] if self.first is None else [reference.pseudonym(KEY, b"s:" + i.encode()) for i in self.ids[14:]]
 
     def of(self, mask):
         kept = np.flatnonzero(mask)
@@ -183,6 +193,51 @@ def missing_case():
     return case
 
 
+def batch_case():
+    """Of fourteen people one id and one person are forgotten, two rows are amended, and of four new rows three join."""
+    rows, ids = data(18), [f"person-{i:012d}" for i in range(18)]
+    before, people = (rows[0].copy(), rows[1].copy()), [[f"subject-{i % 9}"] for i in range(18)]
+    people_before = [["moves-away"] if i == 10 else row for i, row in enumerate(people)]
+    rows[0][[4, 10]] += 1
+    left = ~np.isin(np.arange(18), (3, 5, 14))
+    persons = [reference.subject(KEY, text) for text in (b"s:subject-5", b"s:moves-away")]
+    names = [reference.pseudonym(KEY, b"s:" + ids[i].encode()) for i in (3, 5)]
+    first = (before[0][:14], before[1][:14]), ids[:14], people_before[:14]
+
+    def ask(record):
+        named, amended = (record.names.samples([ids[i] for i in rows]) for rows in ((3,), (3, 4, 10)))
+        asking = record.names.subjects(["subject-5"])
+        return Wish(names=named, subjects=asking, amended=amended, admits=True)
+
+    gone = persons + names + digests_of(before, (3, 4, 5, 10))
+    return Case(rows, ids, people, ask, left, gone, artefact=4, first=first)
+
+
+def queue_case():
+    """The same batch, which waits in the queue."""
+    case = batch_case()
+
+    def enqueue(record):
+        record.enqueue(ids=[case.ids[3]])
+        record.enqueue(subjects=["subject-5"])
+        record.amend([case.ids[i] for i in (3, 4, 10)])
+        record.admit()
+
+    case.enqueue, case.ask = enqueue, lambda _: Wish(queued=True, raw_ids=None)
+    return case
+
+
+def joining_case():
+    """Rows without ids: one is forgotten, and among the new ones are copies of a recorded one and of a new one."""
+    (x, y), left = data(18), np.arange(18) != 2
+    for first, *others in ([5, 9, 14, 16], [15, 17]):
+        x[others], y[others] = x[first], y[first]
+    digests = digests_of((x, y), (2,))
+    ask = lambda record: Wish(names=roster_of((x, y))(record.names).names[[2]], admits=True)  # noqa: E731
+    gone = [reference.pseudonym(KEY, b"c:" + digest) for digest in digests] + digests
+    return Case((x, y), None, None, ask, left, gone, first=((x[:14], y[:14]), None, None))
+
+
 CASES = {
     "ids": id_case,
     "subject": subject_case,
@@ -190,6 +245,8 @@ CASES = {
     "contents": contents_case,
     "owned": owned_case,
     "missing": missing_case,
+    "batch": batch_case,
+    "joining": joining_case,
 }
 
 
@@ -224,8 +281,8 @@ def _copy(base, copy):
     return copy if base is None else shutil.copytree(base, copy)
 
 
-LATE = ("after unlink 1", "before commit seal", "after commit seal")
-"""From the moment at which its file is gone nobody knows any more what a request named."""
+LAST = "after unlink 1"
+"""The last step on disk: only the answer is still to be given, and nobody knows any more what the request named."""
 
 
 def with_twins(case, scratch):
@@ -241,28 +298,45 @@ def test_a_request_killed_at_any_step_and_made_again_has_the_bits_of_a_fit_witho
     steps = []
     for step, folder in kill_points(base, case.serve, scratch):
         steps.append(step)
-        if step in LATE and name == "copies":  # the next test
+        if step == LAST and name == "copies":  # the next test
             continue
-        if step in LATE and name == "contents":  # what is known of them is the id, which was not given
-            with pytest.raises(UnknownSamplesError):
-                case.serve(folder)
-        else:
-            case.serve(folder)
+        case.serve(folder)
         assert_finished(folder, twin, case.gone)
         with closing(Record.open(folder, KEY)) as record:
             assert len(record.requests) == 1
-    assert {*LATE, "after commit accept", "after commit commit", "after vacuum"} < set(steps)
+    assert {LAST, "after commit accept", "after commit commit", "after vacuum", "after commit seal"} < set(steps)
     assert case.artefact is None or "after unlink last.ckpt" in steps
 
 
-def test_made_again_after_it_was_all_but_sealed_a_request_for_one_of_three_equal_rows_takes_one_more(scratch):
+def test_made_again_after_its_last_step_a_request_for_one_of_three_equal_rows_takes_one_more(scratch):
     case = copies_case()
     base, _ = with_twins(case, scratch)
     one_more = case.left & (np.arange(14) != 9)
     case.twin(scratch / "fewer", one_more)
-    for _, folder in kill_points(base, case.serve, scratch, LATE):
+    for _, folder in kill_points(base, case.serve, scratch, [LAST]):
         case.serve(folder)
         assert_finished(folder, scratch / "fewer", case.gone)
+
+
+def test_a_request_of_which_all_but_the_file_is_there_to_be_sealed_is_sealed(scratch):
+    case = id_case()
+    base, twin = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit collected"]):
+        (folder / "pending" / "1").unlink()
+        case.serve(folder)
+        assert_finished(folder, twin, case.gone)
+
+
+def test_until_its_file_is_unlinked_a_request_is_collected_and_not_sealed(scratch):
+    case = id_case()
+    base, _ = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit seal"]):
+        with closing(Record.open(folder, KEY)) as record:
+            assert [request.state for request in record.requests] == ["collected"]
+            assert not record.verify().is_clean
+        case.serve(folder)
+        with closing(Record.open(folder, KEY)) as record:
+            assert [kind for (kind,) in record.ledger.rows("SELECT kind FROM events")].count("sealed") == 1
 
 
 def test_another_request_after_a_kill_finishes_the_first_and_serves_its_own(scratch):
@@ -281,7 +355,8 @@ def test_another_request_after_a_kill_finishes_the_first_and_serves_its_own(scra
 def test_a_wish_that_is_refused_does_not_hold_up_a_request_that_was_committed(scratch):
     case = subject_case()
     base, twin = with_twins(case, scratch)
-    for _, folder in kill_points(base, case.serve, scratch, ["after commit commit", "after vacuum", *LATE]):
+    steps = ["after commit commit", "after vacuum", "after commit seal", LAST]
+    for _, folder in kill_points(base, case.serve, scratch, steps):
         with pytest.raises(UnknownSamplesError):
             case.serve(folder, lambda record: Wish(names=record.names.samples(["nobody"])))
         assert_finished(folder, twin, case.gone)
@@ -294,7 +369,7 @@ def test_a_rerun_may_be_killed_at_any_step_as_well(first, scratch):
     for _, stopped in kill_points(base, case.serve, scratch, [first]):
         shutil.copytree(stopped, scratch / "stopped")
     for step, folder in kill_points(scratch / "stopped", case.serve, scratch):
-        if step not in LATE:
+        if step != LAST:
             case.serve(folder)
             assert_finished(folder, twin, case.gone)
 
@@ -307,20 +382,29 @@ def test_a_fit_finishes_a_request_that_was_accepted_and_drops_one_that_was_not(n
         with closing(Record.open(folder, KEY)) as record:
             accepted = bool(record.requests)
         case.refit(folder)
-        if not accepted:  # nothing was written since, so SQLite has not yet removed what the kill left of its journal
-            (folder / JOURNAL).unlink(missing_ok=True)
         assert_finished(folder, *((twin, case.gone) if accepted else (base, [])))
 
 
-def test_a_cancellation_killed_at_any_step_and_made_again_leaves_the_record_as_before_the_request(scratch):
-    case = id_case()
+def test_a_fit_finishes_a_batch_that_amends_and_admits(scratch):
+    case = batch_case()
+    base, twin = with_twins(case, scratch)
+    late = ("before commit seal", "after commit seal", "after unlink 1")
+    for _, folder in kill_points(base, case.serve, scratch, ["after commit accept", "after commit commit", *late]):
+        case.refit(folder)
+        assert_finished(folder, twin, case.gone)
+
+
+@pytest.mark.parametrize("name", ["ids", "batch"])
+def test_a_cancellation_killed_at_any_step_and_made_again_leaves_the_record_as_before_the_request(name, scratch):
+    case = CASES[name]()
     base, _ = with_twins(case, scratch)
     # Killed once all is built: every stage of the request has to go again.
     for _, stopped in kill_points(base, case.serve, scratch, ["before commit commit"]):
         shutil.copytree(stopped, scratch / "pending")
     for _, folder in kill_points(scratch / "pending", cancel, scratch):
         cancel(folder)
-        assert_finished(folder, base, [ids for ids in case.gone if len(ids) > 16])
+        never = case.new_names() + [ids for ids in case.gone if len(ids) > 16]
+        assert_finished(folder, base, never)
         with closing(Record.open(folder, KEY)) as record:
             assert [request.state for request in record.requests] == ["cancelled"]
 

@@ -14,15 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pybrush import forget, hashing, names, request
 from pybrush.build import Sources
+from pybrush.change import Change
 from pybrush.content import encode
 from pybrush.plan import order
 from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.graph import root_key, slice_digest, stage_graph, stage_key
+from pybrush.plan.order import ReleaseSeeds
 from pybrush.plan.placement import ShardPlan
-from pybrush.record import Record, RecordPlan, declarations, states
+from pybrush.record import Record, RecordPlan, cipher, declarations, queue, releases, states
 from pybrush.record.fingerprint import canonical_json, semantic_digest
 from pybrush.record.ledger import event_digest
 from pybrush.record.resolve import Wish
@@ -70,7 +73,7 @@ def as_arrays(rows):
 def test_the_page_has_a_vector_for_everything_that_is_hashed():
     assert set(VECTORS) == {
         "hashes", "names", "content", "placement", "epochs", "order", "seeds", "batches", "stages", "keys",
-        "state", "layers", "fingerprint", "pending file", "events",
+        "state", "layers", "encryption", "fingerprint", "pending file", "events",
     }  # fmt: skip
 
 
@@ -226,6 +229,15 @@ def test_the_state_has_its_vector(tmp_path):
     assert np.array_equal(tree["weight"], weight) and tree["tied"] is tree["weight"] and tree[0] == ("adam", 0.5, None)
 
 
+def test_encryption_has_its_vector(tmp_path):
+    vector, nonce = VECTORS["encryption"], bytes(range(12))
+    plain, bound, sealed = vector["tree.json"].encode(), vector["associated data"].encode(), octets(vector["file"])
+    assert bound == reader.bound_to(VECTORS["keys"]["key(3, 0)"], "tree.json")
+    assert b"".join(cipher.encrypted(KEY, nonce, bound, plain)) == AESGCM(KEY).encrypt(nonce, plain, bound) == sealed
+    (tmp_path / "tree.json").write_bytes(sealed)
+    assert cipher.decrypted(KEY, nonce, bound, tmp_path / "tree.json") == plain
+
+
 def test_the_fingerprint_has_its_vector():
     vector = VECTORS["fingerprint"]
     assert canonical_json(json.loads(vector["text"])) == vector["text"]
@@ -237,12 +249,21 @@ def test_the_pending_file_has_its_vector():
     vector = VECTORS["pending file"]
     whole = octets(vector["file, without its last 32 bytes"]) + octets(vector["last 32 bytes"])
     found = reader.read_pending(whole)
-    assert reader.pending_file(**found) == request.Strikes.from_bytes(whole).to_bytes() == whole
+    asked = Change.from_bytes(whole)
+    assert reader.pending_file(**found) == asked.to_bytes() == whole
     assert found["rows"][0][0] == reader.pseudonym(KEY, 17) and found["rows"][0][2] == 1
     assert found["subjects"] == [reader.subject_name(KEY, "anna")]
     assert found["orphans"] == [reader.subject_name(KEY, 7)]
-    asked = request.Strikes.from_bytes(whole)
-    assert [asked.subjects.tobytes()] == found["subjects"] and [asked.orphans.tobytes()] == found["orphans"]
+    struck, added = asked.strikes, asked.additions
+    assert [struck.subjects.tobytes()] == found["subjects"] and [struck.orphans.tobytes()] == found["orphans"]
+    plan, joined = {"shards": 4, "slices": 3, "order": "sequential"}, found["added"][0]
+    assert list(reader.defects_of_pending(plan, found)) == []
+    assert joined[0] == added.names.tobytes() == reader.pseudonym(KEY, -3)
+    assert joined[1] == added.placements.tobytes() == added.subjects.tobytes() == reader.subject_name(KEY, -3)
+    numbers = (added.shards, added.slices, added.copies, added.positions, added.days)
+    assert joined[3:] == tuple(int(number[0]) for number in numbers) and found["places"] == added.places.tolist() == [5]
+    salt = octets(VECTORS["events"]["salt"])
+    assert reader.pending_commitment(salt, found) == asked.commitment(salt) == octets(vector["commitment"])
 
 
 def test_events_commitments_and_releases_have_their_vectors():
@@ -254,13 +275,21 @@ def test_events_commitments_and_releases_have_their_vectors():
     salt, rows = octets(vector["salt"]), forty(VECTORS["keys"]["rows"])
     commitment = octets(vector["commitment"])
     nobody = names.as_names(())
-    assert request.Strikes(*as_arrays(rows), nobody).commitment(salt) == commitment
+    assert Change(request.Strikes(*as_arrays(rows), nobody)).commitment(salt) == commitment
     assert reader.commitment(salt, reader.row_bytes(rows)) == commitment
     words = (salt, "initial-state", "the weights were random")
     assert reader.declaration_commitment(*words) == declarations.commitment(*words) == octets(vector["declaration"])
+    entry = (salt, "ids", [reader.pseudonym(KEY, 17)])
+    assert reader.entry_commitment(*entry) == queue.commitment(*entry) == octets(vector["entry"])
     of_fit = reader.release_key(VECTORS["keys"]["root(3)"], "fit", b"")
     assert of_fit == vector["release of the fit"]
     assert reader.release_key(of_fit, "rebuild", commitment) == vector["release of a rebuild"]
+    method, release = vector["approximate method"], vector["release of it"]
+    assert reader.release_key(of_fit, method, commitment) == releases.release_key(of_fit, method, commitment) == release
+    state = vector["its state of shard 3"]
+    assert reader.state_key(release, 3) == releases.state_keys(release, [3])[3] == state
+    seed = int(vector["its seed of noise"])
+    assert reader.release_seed(11, release, 3, "noise") == ReleaseSeeds(11, release, 3)("noise") == seed
 
 
 # Real records
@@ -281,6 +310,11 @@ def make_by_ids(folder):
         record.declare("initial-state", "the weights were random")
         record.declare("consent", "all rows came with consent é")
         record.declare("initial-state", "the weights were drawn")
+        record.enqueue(ids=[3, 8])
+        record.enqueue(ids=[3])
+        record.amend(IDS[20:22])
+        record.withdraw(record.admit())
+        record.admit()
     unlearn(folder, data(), by_ids([3, IDS[25], b"4"]), IDS)
     return data(), [i for i in range(40) if i not in (3, 25, 34)]
 
@@ -301,6 +335,18 @@ def make_in_order(folder):
     return data(), [i for i in range(40) if i != 7]
 
 
+def make_encrypted(folder):
+    fitted, _ = fit(folder, data(), IDS, encrypt=True)
+    path = folder.with_name("encrypted.ckpt")
+    fitted.record.register_artefact(path, fitted.constituents[reader.cell(reader.pseudonym(KEY, 7), 3, 2)[0]], "file")
+    fitted.record.close()
+    path.write_bytes(b"weights")
+    unlearn(folder, data(), lambda record: Wish(names=record.names.samples([7]), purge="list"), IDS)
+    with closing(Record.open(folder, KEY)) as record:
+        record.settle()
+    return data(), [i for i in range(40) if i != 7]
+
+
 def make_without_contents(folder):
     rows, learner = data(12), NumpyLearner([0.1, -0.2, 0.3])
 
@@ -317,6 +363,7 @@ def make_without_contents(folder):
 
 MAKERS = {
     "ids": make_by_ids, "content": make_by_content, "sequential": make_in_order, "off": make_without_contents,
+    "encrypted": make_encrypted,
 }  # fmt: skip
 
 
@@ -425,10 +472,11 @@ def name_at(record, rows, position):
 
 
 def test_of_the_forgotten_only_marks_stay(made):
-    folder, _, _ = made["ids"]
+    folder, rows, _ = made["ids"]
     record = reader.read_record(folder)
     marks = {row["name"] for row in record["tables"]["suppressions"]}
     gone = [reader.pseudonym(KEY, each) for each in (3, IDS[25], b"4")]
+    gone += [content_of(rows, IDS.index(each)) for each in (3, IDS[25], b"4")]
     assert marks == {reader.suppression(KEY, name) for name in gone}
     whole = b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
     assert not [name for name in gone if name in whole or name.hex().encode() in whole]
@@ -471,7 +519,8 @@ def test_an_open_request_is_read_from_its_file(pending):
     record = reader.read_record(folder)
     assert reader.defects(record) == []
     expected = sorted((reader.pseudonym(KEY, i), content_of(data(), IDS.index(i)), 1) for i in victims)
-    assert record["pending"] == {1: {"rows": expected, "subjects": [], "orphans": []}}
+    nothing = {"subjects": [], "orphans": [], "added": [], "pairs": [], "places": []}
+    assert record["pending"] == {1: {"rows": expected, **nothing}}
     (asked,), (salt,) = record["tables"]["requests"], record["tables"]["salts"]
     assert (asked["state"], asked["rows"]) == ("pending", 2)
     assert reader.commitment(salt["salt"], reader.row_bytes(expected)) == asked["commitment"]
@@ -537,6 +586,12 @@ DAMAGES = {
         change("INSERT INTO declarations VALUES ('x', 'y', '2026-01-31', zeroblob(16))"),
         "declaration x",
     ),
+    "a name taken out of the queue": (change("DELETE FROM queued WHERE entry = 1"), "entry 1"),
+    "an entry that is served twice": (change("UPDATE queue SET request = 7 WHERE number = 2"), "entry 2"),
+    "an entry that waits again": (change("UPDATE queue SET state = 'waiting' WHERE number = 4"), "entry 4"),
+    "an entry taken out": (change("DELETE FROM queue WHERE number = 5"), "no entry 5"),
+    "an entry that is taken by nobody": (change("UPDATE queue SET state = 'accepted' WHERE number = 5"), "request of"),
+    "a name put into the queue": (change("INSERT INTO queued VALUES (9, zeroblob(16))"), "a name in the queue"),
     "a place": (change("UPDATE samples SET shard = 1 - shard % 2 WHERE copies = 1"), "placement"),
     "a content": (change("UPDATE samples SET content = zeroblob(16)"), "cells"),
     "a copy": (change("UPDATE samples SET copies = copies + 1"), "cells"),
@@ -561,6 +616,32 @@ def test_what_is_damaged_is_found(made, tmp_path, damage, finding):
     damage(folder)
     found = reader.defects(reader.read_record(folder))
     assert any(sentence.startswith(finding) or finding in sentence for sentence in found)
+
+
+def test_an_encrypted_file_that_is_damaged_is_found_without_its_key(made, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(made["encrypted"][0], folder)
+    record = reader.read_record(folder)
+    assert all(reader.stored_as_noted(record["states"][stage["key"]], record["manifests"][stage["key"]]["encryption"])
+               for stage in reader.expected_stages(record))  # fmt: skip
+    shutil.copytree(made["encrypted"][0].with_name("encrypted.keys"), tmp_path / "copy.keys")
+    assert reader.defects(record) == []
+    flip_last_byte("stages/*/tree.json")(folder)
+    (defect,) = reader.defects(reader.read_record(folder))
+    assert defect.startswith("encrypted state ")
+
+
+def test_the_key_ring_holds_one_key_for_each_stage_and_the_id_that_the_plan_has(made):
+    folder = made["encrypted"][0]
+    record, ring = reader.read_record(folder), folder.with_name("encrypted.keys")
+    assert (ring / "ring").read_text() == record["plan"]["encryption"]["ring"]
+    noted = {manifest["encryption"]["key_id"] for key, manifest in record["manifests"].items() if key != "initial"}
+    assert {path.name for path in ring.iterdir()} == noted | {"ring", "latest"}
+    number, digest = (ring / "latest").read_text().split(" ")
+    assert {event["number"]: event["digest"].hex() for event in record["tables"]["events"]}[int(number)] == digest
+    for stage in reader.expected_stages(record):
+        name = record["manifests"][stage["key"]]["encryption"]["key_id"]
+        assert re.fullmatch(stage["key"] + r"\.[0-9a-f]{8}", name) and len((ring / name).read_bytes()) == 32
 
 
 def test_a_damaged_or_missing_pending_file_is_found(pending):

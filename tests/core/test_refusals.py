@@ -12,6 +12,7 @@ import pytest
 
 from pybrush import forget
 from pybrush.build import Sources
+from pybrush.change import Change
 from pybrush.content import encode
 from pybrush.errors import (
     ConfigurationError,
@@ -30,7 +31,7 @@ from pybrush.errors import (
 from pybrush.names import as_names
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
-from pybrush.request import Strikes, strikes
+from pybrush.request import strikes
 from tests import reference
 from tests.core.damage import cut, flip, stages
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
@@ -113,6 +114,7 @@ def test_a_plan_under_which_no_shard_could_be_trained_is_refused_before_there_is
 ASKS = {
     "ids": lambda rows: (by_ids(IDS[3:5]), IDS, None, "all 2 were"),
     "content": lambda rows: (lambda _: Wish(contents=contents_of(rows, [3, 4])), None, None, "all 2 were"),
+    "content of ids": lambda rows: (lambda _: Wish(contents=contents_of(rows, [3, 4])), IDS, None, "all 2 were"),
     "subjects": lambda rows: (lambda r: Wish(subjects=r.names.subjects(["subject-3"])), None, SUBJECTS, "all 1 were"),
     "both": lambda rows: (
         lambda r: Wish(contents=contents_of(rows, [3]), subjects=r.names.subjects(["subject-3"])),
@@ -387,8 +389,8 @@ def verified(folder):
 
 def of_another_request(path):
     """Exchange a pending file for a sound one that names other rows."""
-    found = Strikes.from_bytes(path.read_bytes())
-    path.write_bytes(strikes(found.names ^ 1, found.contents, found.copies).to_bytes())
+    found = Change.from_bytes(path.read_bytes()).strikes
+    path.write_bytes(Change(strikes(found.names ^ 1, found.contents, found.copies)).to_bytes())
 
 
 @pytest.mark.parametrize("damage", [cut, flip, of_another_request, lambda path: path.unlink()])
@@ -445,7 +447,7 @@ def test_a_stage_of_a_plan_that_a_request_changed_meanwhile_is_not_published(tmp
     victim = next(i for i in IDS if cell_of(i) == (0, 0))  # a row of the stage that is being trained
 
     def fit_slowly(pause):
-        with pytest.raises(RecordError, match="changed while a stage was trained"):
+        with pytest.raises(RecordError, match="changed while a state of it was made"):
             forget.fit(folder, wish(), Waiting(pause), rows, roster_of(rows, IDS))
 
     with paused(fit_slowly):

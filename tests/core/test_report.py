@@ -1,6 +1,8 @@
 """The page of a result: self-contained, escaped, private."""
 
+import re
 import stat
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from pybrush.guarantee import Assumption, Exact
 from pybrush.result import UnlearnCost, UnlearnResult
+from pybrush.tables import show_result
 
 HOSTILE = "<script>alert('x')</script>&\"'"
 
@@ -68,3 +71,13 @@ def test_a_page_is_private_and_replaces_an_older_one(result, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "older" not in path.read_text(encoding="utf-8")
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_command_shows_rows_that_were_amended_and_admitted_and_leaves_the_lines_out_where_there_are_none(
+    result, capsys
+):
+    show_result(result)
+    assert not {"rows amended", "rows admitted"} & set(re.findall(r"rows \w+", capsys.readouterr().out))
+    show_result(replace(result, amended=12, admitted=3456))
+    shown = re.findall(r"rows (\w+)\s+\S\s+([\d,]+)", capsys.readouterr().out)
+    assert shown == [("forgotten", "50"), ("amended", "12"), ("admitted", "3,456")]

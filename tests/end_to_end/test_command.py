@@ -12,14 +12,18 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from pybrush.app import main
-from pybrush.errors import ConfigurationError
+from pybrush.errors import ConfigurationError, RecordError
 from pybrush.record import Record
 from pybrush.trust import Trust, check_targets
+from pybrush_lightning import load_export
 from pybrush_lightning.datasets import DigitsData
+from pybrush_lightning.models import MLP
+from tests.core.forging import forge
 
 QUIET = ["trainer.enable_progress_bar=false", "hydra/job_logging=none", "hydra/hydra_logging=none"]
 TINY = ["train", "experiment=digits_sisa", "trainer.max_epochs=1", *QUIET]
@@ -81,15 +85,15 @@ def test_help_needs_no_framework(tmp_path):
     code = (
         "import sys; from pybrush.app import main\n"
         "words = ['--help'], ['train', '--help'], ['unlearn', '--help'], ['verify', '-h'], ['plan', '-h']\n"
-        "words += (['info', '-h'],)\n"
+        "words += (['info', '-h'], ['enqueue', '-h'])\n"
         "codes = [main(list(line)) for line in words]\n"
-        "assert codes == [0, 0, 0, 0, 0, 0], codes\n"
+        "assert codes == [0, 0, 0, 0, 0, 0, 0], codes\n"
         "found = {'torch', 'lightning', 'pytorch_lightning', 'keras', 'tensorflow'} & set(sys.modules)\n"
         "assert not found, found"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("pybrush verify", "mnist5k", "experiment", "forget:", "allow:", "model_bytes:", "as_json:"):
+    for word in ("pybrush verify", "mnist5k", "experiment", "forget:", "allow:", "model_bytes:", "as_json:", "admit:"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -150,6 +154,38 @@ def test_a_dry_run_and_a_second_request_of_the_same_rows_change_nothing(here, ro
     assert main(words) == 0
     assert "forgotten before" in capsys.readouterr().out
     assert snapshot(here / "records") == after
+
+
+def test_encrypted_stages_receipts_and_checkpoints_that_a_request_leaves(tmp_path, rows, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "callbacks.sisa.encrypt=true", "trainer.enable_checkpointing=true"]) == 0
+    ring = tmp_path / "records/digits.keys"
+    before = {path.name for path in ring.iterdir()}
+    words = ["unlearn", "record=records/digits", forget(tmp_path, rows.ids[:2])]
+    assert main([*words, "purge=list", "receipt=receipt.json"]) == 0
+    told = capsys.readouterr().out
+    for expected in ("keys destroyed", "files left that hold it", "incomplete: ", "receipt: receipt.json"):
+        assert expected in told
+    assert (
+        before - {path.name for path in ring.iterdir()} and (tmp_path / "receipt.json").stat().st_mode & 0o777 == 0o600
+    )
+    assert main(["verify", "record=records/digits"]) == 1
+    assert "record.settle()" in capsys.readouterr().err
+    assert main(["info", "record=records/digits"]) == 0
+    told = capsys.readouterr().out
+    assert "key ring" in told and "of these left by a request" in told
+    assert main([*words, "purge=keep"]) == 1 and "'delete' or 'list'" in capsys.readouterr().err
+    assert main(words) == 0  # purge=delete, and nothing else is left to do
+    assert "files removed" in capsys.readouterr().out
+    ring.rename(tmp_path / "elsewhere")
+    assert main(["verify", "record=records/digits", "receipt=receipt.json"]) == 0
+    told = capsys.readouterr().out
+    assert "of request 1, sealed: 2 rows" in told and "the key ring is not here" in told
+    assert main(["unlearn", "record=records/digits", forget(tmp_path, rows.ids[3:4])]) == 1
+    assert "digits.keys is not there" in capsys.readouterr().err
+    record = Record.open("records/digits")
+    assert [request.number for request in record.requests] == [1]
+    record.close()
 
 
 def test_rows_are_positions_in_the_training_data(here, rows, capsys):
@@ -228,7 +264,9 @@ def test_other_refusals_have_one_message_too(here, capsys):
         (["unlearn", "forget.file=forget.txt"], "say which record"),
         (["verify", "record=nowhere"], "there is no record in nowhere"),
         (["verify"], "say which record"),
-        (["forget"], "plan, train, unlearn, verify, info"),
+        (["forget"], "plan, train, unlearn, enqueue, verify, export, info"),
+        (["export", "record=records/digits"], "say where to"),
+        (["export", "to=out"], "say which record"),
         (["train", "experiment=nothing"], "digits_sisa"),
         (["train", "bogus=1"], "bogus"),
         ([*TINY, "model._target_=no_such_module.Net", "callbacks.sisa.record=new"], "No module named 'no_such_module'"),
@@ -418,6 +456,82 @@ def test_verify_tells_a_defect_from_what_is_unfinished(here, capsys):
     tensors.write_bytes(data)
     assert main(["verify", "record=records/digits"]) == 1
     assert tensors.parent.name in capsys.readouterr().err
+
+
+def test_a_record_is_verified_in_three_depths_and_nothing_in_it_changes(here, rows, capsys):
+    before = snapshot(here)
+    assert main(["verify", "record=records/digits", "depth=manifests"]) == 0
+    fast = capsys.readouterr().out
+    assert "fit the graph" in fast and "whether the states have the bytes" in fast
+    assert main(["verify", "record=records/digits"]) == 0
+    assert "whether training leads to these states" in capsys.readouterr().out
+    done = pybrush(here, "verify", "record=records/digits", "depth=replay")
+    assert done.returncode == 0, done.stderr
+    assert "bit_identical" in done.stdout and "1 of 4 trained again" in done.stdout
+    assert done.stderr.index("within tolerance means") < done.stderr.index("is replayed")
+    assert snapshot(here) == before
+
+
+def test_replay_tells_a_stage_that_its_rows_do_not_lead_to(here, capsys):
+    def changed(state):
+        next(iter(state["module"]["parameters"].values())).view(-1)[0] += 0.01
+        return state
+
+    forge("records/digits", 1, 0, changed)
+    before = snapshot(here)
+    assert main(["verify", "record=records/digits"]) == 0
+    words = ["verify", "record=records/digits", "depth=replay"]
+    capsys.readouterr()
+    assert main([*words, "stages=[[1,0]]"]) == 3
+    said = capsys.readouterr().out
+    assert "does not replay" in said and "module.parameters: 1 of" in said
+    assert main([*words, "stages=[[1,0]]", "tolerance.absolute=0.1"]) == 0
+    assert main([*words, "stages=[[0,0]]"]) == 0
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["depth=deep"], "depth must be one of manifests, digests, replay"),
+        (["depth=replay", "stages=[[9,9]]"], "has no stages [(9, 9)]; there are (0, 0)"),
+        (["depth=replay", "stages=some"], "stages must be 'touched', 'all' or pairs"),
+        (["depth=replay", "tolerance.relative=-1"], "the relative tolerance must be a number of at least 0"),
+    ],
+)
+def test_what_verify_cannot_mean_is_refused(here, words, said, capsys):
+    assert main(["verify", "record=records/digits", *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_record_made_by_a_script_is_replayed_by_the_lines_that_are_shown(here, capsys):
+    (here / "records/digits/config.yaml").unlink()
+    assert main(["verify", "record=records/digits", "depth=digests"]) == 0
+    assert main(["verify", "record=records/digits", "depth=replay", "stages=all", "tolerance.relative=0"]) == 1
+    said = capsys.readouterr().err
+    lines = said[said.index("import lightning") :]
+    compile(lines, "lines", "exec")
+    assert "SISA(record='records/digits'" in lines
+    assert "stages='all', tolerance=Tolerance(absolute=1e-06, relative=0.0))" in lines
+
+
+def test_the_model_is_exported_without_the_record_and_goes_with_its_samples(here, rows, capsys):
+    (here / "records/digits/config.yaml").rename(here / "config.yaml")  # a record made by a script has none
+    assert main(["export", "record=records/digits", "to=my models/digits"]) == 0
+    assert "exported to" in capsys.readouterr().out
+    assert main(["export", "record=records/digits", "to=my models/digits"]) == 1
+    assert "not empty" in capsys.readouterr().err
+    assert main(["export", "record=records/digits", "to=my models/digits", "overwrite=true"]) == 0
+    place, images = here / "my models/digits", rows.images[:9]
+    record = Record.open("records/digits")
+    expected = record.aggregate(MLP(inputs=64)).eval()(images)
+    record.close()
+    assert torch.equal(load_export(place, MLP(inputs=64))(images), expected)
+    (here / "config.yaml").rename(here / "records/digits/config.yaml")
+    assert main(["unlearn", "record=records/digits", "guarantee=exact", forget(here, rows.ids[:9])]) == 0
+    assert len(list(place.glob("*.safetensors"))) < 2
+    with pytest.raises(RecordError, match="a request has removed it"):
+        load_export(place, MLP(inputs=64))
 
 
 def test_the_key_is_never_in_the_record_nor_in_what_is_said(here, rows, capsys):

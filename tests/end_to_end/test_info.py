@@ -96,7 +96,7 @@ def test_json_is_for_a_monitor_and_says_the_same(here, capsys):
         files = [Path("records/digits", path) for (path,) in ledger.execute("SELECT path FROM artefacts")]
     assert (found["samples"], found["rows"], found["subjects"]) == (samples, rows, people) and samples == 1497
     size = sum(path.stat().st_size for path in files if path.is_file())  # a folder is registered beside its files
-    assert found["artefacts"] == {"count": len(files), "bytes": size, "absent": 0} and size > 0
+    assert found["artefacts"] == {"count": len(files), "bytes": size, "absent": 0, "left": 0} and size > 0
     assert [(each["state"], each["days"], each["ways_out"]) for each in found["requests"]] == [
         ("sealed", None, []),
         ("pending", 12, ["unlearn", "cancel"]),

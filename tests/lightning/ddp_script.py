@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pybrush.errors import PyBrushError
-from pybrush_lightning import SISA
+from pybrush_lightning import SISA, replay
 from tests.lightning import ddp_models, models
 from tests.lightning.models import Rows
 from tests.lightning.twin import KEY, SEED
@@ -75,6 +75,14 @@ class Story:
 
     def unlearn(self, name, ask):
         self.note_result(name, self.trainer.unlearn(**ask))
+
+    def replay(self, name, **asked):
+        found = replay(self.trainer, **asked)
+        self.facts[name] = [(stage.shard, stage.slice, stage.outcome, stage.places) for stage in found.stages]
+
+    def replay_anew(self, name, **asked):
+        self.begin_anew()
+        self.replay(name, model=self.module, **self.data(), **asked)
 
     def begin_anew(self, **settings):
         """Have a trainer and a module that know nothing, as at the beginning of a script."""

@@ -6,6 +6,7 @@ Each launch imports torch in every process, so one launch answers many questions
 import copy
 import json
 import sys
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -36,6 +37,8 @@ def told(tmp_path_factory):
         ["save", "whole.ckpt"],
         ["unlearn", "request", {"ask": {"ids": NAMES}}], ["state", "unlearnt"], ["answers", "after"],
         ["unlearn", "again", {"ask": {"ids": NAMES}}], ["save", "rebuilt.ckpt"],
+        ["replay", "replayed", {"stages": "all"}], ["state", "after the replay"],
+        ["replay_anew", "replayed anew"],
     ]  # fmt: skip
     settings = {"module": "Watched", "callbacks": ["checkpoint"], "trainer": {"enable_checkpointing": True}}
     ranks = launch(folder, steps, validation=True, **settings)
@@ -54,6 +57,18 @@ def test_unlearning_on_two_ranks_has_the_bits_of_training_without_the_rows(told)
         assert same(ranks[rank]["unlearnt"], fresh[rank]["state"])
         assert same(ranks[rank]["after: predicted"], fresh[rank]["answers: predicted"])
         assert ranks[rank]["after"] == fresh[rank]["answers"] != ranks[rank]["before"]
+
+
+def test_every_rank_replays_what_the_ranks_trained_to_the_same_bits_and_holds_what_it_held(told):
+    folder, ranks, _ = told
+    with closing(Record.open(folder / "record", KEY)) as record:
+        cells = [(stage.shard, stage.slice) for stage in record.graph()]
+        touched = [tuple(cell) for cell in record.requests[-1].outcome["rebuilt"]]
+    for facts in ranks:
+        assert facts["replayed"] == [(*cell, "bit_identical", ()) for cell in cells]
+        assert facts["replayed anew"] == [(*cell, "bit_identical", ()) for cell in touched]
+        assert same(facts["after the replay"], facts["unlearnt"])
+        assert facts["after the replay: trainer"] == facts["unlearnt: trainer"]
 
 
 def test_every_rank_holds_the_constituent_and_gets_the_result(told):

@@ -232,7 +232,7 @@ def test_unlearn_needs_one_sisa_callback_a_record_a_module_and_data(tmp_path):
 ASKED = {
     "retain": ({"retain": ROWS}, UnsupportedError),
     "audit": ({"audit": "cheap"}, UnsupportedError),
-    "purge": ({"purge": "list"}, UnsupportedError),
+    "purge": ({"purge": "keep"}, ConfigurationError),
     "accept_changes": ({"accept_changes": ("source:Net",)}, UnsupportedError),
     "rebuild_all": ({"rebuild_all": True}, UnsupportedError),
     "scrub": ({"method": "scrub"}, GuaranteeError),
@@ -266,6 +266,7 @@ def test_an_exact_rebuild_meets_a_budget(tmp_path):
         {"rebuild_all": True},
         {"aggregate_step": 3},
         {"aggregate_step": ""},
+        {"encrypt": 1},
     ],
     ids=str,
 )
