@@ -134,7 +134,7 @@ CALLS = {name: partial(request, name) for name in CASES} | {
     "cancellation": cancellation,
     "declaration": declaration,
 }
-FEW = 40
+FEW = 25
 """Disks of each call that the short run looks at."""
 
 STATES = ("pending", "committed", "collected", "sealed")
