@@ -7,7 +7,7 @@ requests, collection, verification) works on an opened record. The layout is doc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
     from pybrush.record.info import RecordInfo
+    from pybrush.record.queue import QueueEntry
     from pybrush.record.receipt import Receipt
     from pybrush.record.verify import Depth, Verification
 
@@ -208,9 +209,18 @@ class Record:
         """Return the stages that some samples call for, given the digests of their cells."""
         return stage_graph(samples.cell_rows(self.plan.shards, self.plan.slices), digests, self.plan.roots)
 
+    def stand_ins(self) -> dict[int, str]:
+        """Return shard -> key of the release's state that stands for its last stage, where one does.
+
+        An approximate method leaves such a state; it goes when the shard is rebuilt.
+        """
+        rows = self.ledger.rows("SELECT constituents FROM releases")
+        held = json.loads(rows[0][0]) if rows else {}
+        return {int(shard): state["key"] for shard, state in held.items() if state.get("folder") == "releases"}
+
     def constituents(self) -> dict[int, str]:
-        """Return the key of the last stage of each trained shard."""
-        return {shard: stage.key for shard, stage in constituents(self.graph()).items()}
+        """Return the key of what serves each trained shard: its last stage, or a release's state in its place."""
+        return {shard: stage.key for shard, stage in constituents(self.graph()).items()} | self.stand_ins()
 
     @property
     def requests(self) -> tuple[RequestInfo, ...]:
@@ -317,6 +327,74 @@ class Record:
         from pybrush.record.receipt import check_receipt
 
         return check_receipt(self, Path(path))
+
+    def enqueue(
+        self, ids: Sequence[Any] | None = None, subjects: Sequence[Any] | None = None, before: Any = None
+    ) -> int:
+        """Note samples that are to be forgotten later, together with others, by `unlearn(queued=True)`.
+
+        It needs the key and neither model nor data. Until the entry is served, its samples stay in the model.
+
+        Args:
+            ids: ids of samples, as given in training.
+            subjects: persons of whom everything is to be forgotten, rows that join later included.
+            before: a date; every row whose day is earlier: the day that was given for it, else that on which it was
+                recorded.
+
+        Returns:
+            The entry's number, for `withdraw`.
+
+        Raises:
+            UnknownSamplesError: for ids or subjects that the record does not hold and never held, with their count.
+            ForgetError: for a list that names nothing, rows that were all forgotten, and ids in a record without.
+            SecretKeyError: where the key is lost.
+        """
+        from pybrush.record.queue import enqueue
+
+        return enqueue(self, ids, subjects, before)
+
+    def amend(self, ids: Sequence[Any]) -> int:
+        """Note ids whose rows changed in the data set, labels fixed say; `unlearn(queued=True)` reads them anew.
+
+        Returns:
+            The entry's number, for `withdraw`.
+
+        Raises:
+            UnknownSamplesError: for ids that the record does not hold and never held, with their count.
+            UnsupportedError: where the record knows rows by content alone, or keeps no content digests.
+        """
+        from pybrush.record.queue import amend
+
+        return amend(self, ids)
+
+    def admit(self) -> int:
+        """Note that rows of the data set which are new to the record may join when `unlearn(queued=True)` is called.
+
+        Which rows these are shows then: those that are not recorded and were never forgotten.
+
+        Returns:
+            The entry's number, for `withdraw`.
+        """
+        from pybrush.record.queue import admit
+
+        return admit(self)
+
+    def withdraw(self, entry: int) -> None:
+        """Take a waiting entry out of the queue, unserved; whom it named stays in the model.
+
+        Raises:
+            RecordError: where it does not wait.
+        """
+        from pybrush.record.queue import withdraw
+
+        withdraw(self, entry)
+
+    @property
+    def queue(self) -> tuple[QueueEntry, ...]:
+        """All entries of the queue, those that were served and withdrawn too, in the order in which they came."""
+        from pybrush.record.queue import entries_of
+
+        return entries_of(self.ledger)
 
     def cancel(self, request: int) -> None:
         """Withdraw a pending request; the stages built for it are removed, the model stays as it was.

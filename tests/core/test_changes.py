@@ -10,10 +10,10 @@ from pybrush import forget
 from pybrush.build import Sources
 from pybrush.content import encode
 from pybrush.names import as_names
-from pybrush.outcome import ADMITTED, AMENDED, REFERENCE
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
 from pybrush.record.samples import Samples, read_samples
+from pybrush.standing import ADMITTED, AMENDED, REFERENCE
 from tests import reference
 from tests.core import format_reader as reader
 from tests.core.numpy_learner import NumpyLearner, roster_of
@@ -240,8 +240,9 @@ def test_an_amended_row_keeps_its_name_and_is_forgotten_like_any_other(tmp_path)
     assert record.ask(range(N), names=[4]).forgotten == 1
     assert reference.files_holding(tmp_path / "a", [new]) == []
     record.assert_like_a_fit_of([i for i in range(N) if i != 4])
-    result = record.ask(range(N), amended=[4])
-    assert result.method == "none" and result.notes[0].startswith("all 1 were forgotten before")
+    for again in ({"amended": [4]}, {"amended": [4], "names": [4]}):
+        result = record.ask(range(N), **again)
+        assert result.method == "none" and result.notes[0].startswith("all 1 were forgotten before")
 
 
 def test_a_content_that_another_row_has_stays_and_the_search_passes(tmp_path):

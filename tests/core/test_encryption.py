@@ -3,6 +3,7 @@
 What is on the disk is searched and decrypted by these tests themselves (AES-GCM in one call), not by the library.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import stat
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from pybrush.errors import (
     MissingExtraError,
     RecordError,
     SecretKeyError,
+    StorageError,
     UnsupportedError,
 )
 from pybrush.record import Record, cipher, files
@@ -53,7 +56,7 @@ def ring_of(folder):
 
 
 def keys_in(ring):
-    return {path.name: path.read_bytes() for path in ring.iterdir() if path.name != "ring"}
+    return {path.name: path.read_bytes() for path in ring.iterdir() if path.name not in ("ring", "latest")}
 
 
 def stage_folders(folder):
@@ -243,19 +246,29 @@ def test_a_key_is_overwritten_before_its_file_is_unlinked(tmp_path):
     ring.destroy("name.00000000")
 
 
-def test_cancelling_destroys_the_keys_of_the_stages_that_were_built_for_the_request(record):
-    before, learner = keys_in(ring_of(record)), NumpyLearner([9.0] * 3)
-    with closing(Record.open(record, KEY)) as opened:
+def leave_pending(folder):
+    """Ask for a row of each shard, and let training fail at the last stage."""
+    learner = NumpyLearner([9.0] * 3)
+    with closing(Record.open(folder, KEY)) as opened:
         last = opened.graph()[-1]
     learner.fail_at = (last.shard, last.slice)
-    shards = {reader.cell(reader.pseudonym(KEY, i), 3, 2)[0]: i for i in IDS}  # the last is trained last
+    shards = {reader.cell(reader.pseudonym(KEY, i), 3, 2)[0]: i for i in IDS}
     with pytest.raises(ArithmeticError):
-        unlearn(record, data(20), by_ids(shards.values()), IDS, learner=learner)
-    built = keys_in(ring_of(record)).keys() - before.keys()
-    with closing(Record.open(record, KEY)) as opened:
+        unlearn(folder, data(20), by_ids(shards.values()), IDS, learner=learner)
+
+
+def cancel(folder):
+    with closing(Record.open(folder, KEY)) as opened:
         opened.cancel(1)
         assert opened.verify().is_clean
-    assert built and keys_in(ring_of(record)) == before
+
+
+def test_cancelling_destroys_the_keys_of_the_stages_that_were_built_for_the_request(record):
+    before = keys_in(ring_of(record))
+    leave_pending(record)
+    assert keys_in(ring_of(record)).keys() > before.keys()
+    cancel(record)
+    assert keys_in(ring_of(record)) == before
 
 
 # Keys that are not there
@@ -265,8 +278,8 @@ def test_without_the_key_ring_a_record_verifies_and_nothing_else_is_done_or_chan
     ring_of(record).rename(tmp_path / "elsewhere")
     before = everything(record)
     with closing(Record.open(record, KEY)) as opened:
-        found = opened.verify()
-        assert found.is_clean and found.unopened == found.stages > 3
+        for found in (opened.verify(), opened.verify("manifests")):
+            assert found.is_clean and found.unopened == found.stages > 3
         assert opened.info().is_encrypted and not opened.info().has_key_ring
         with pytest.raises(SecretKeyError, match=r"key ring .*a\.keys is not there"):
             opened.store.load(opened.constituents()[0])
@@ -308,7 +321,7 @@ def test_a_stage_whose_key_was_lost_is_named_and_fitting_again_trains_it_alone(r
     key = sorted(stage_folders(record))[1]
     (ring_of(record) / note_of(stage_folders(record)[key])["key_id"]).unlink()
     with closing(Record.open(record, KEY)) as opened:
-        for call in (opened.verify, lambda: opened.store.load(key)):
+        for call in (opened.verify, lambda: opened.verify("manifests"), lambda: opened.store.load(key)):
             with pytest.raises(SecretKeyError, match=f"stages/{key}.*fit again"):
                 call()
     shutil.rmtree(stage_folders(record)[key])
@@ -325,6 +338,59 @@ def test_a_key_file_of_another_length_is_named(record):
     path.write_bytes(path.read_bytes()[:-1])
     with closing(Record.open(record, KEY)) as opened, pytest.raises(SecretKeyError, match=r"32 bytes; it holds 31"):
         opened.store.load(key)
+
+
+def test_a_record_that_was_restored_from_a_backup_is_noticed_and_costs_no_key(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    forgotten(record, 3)
+    record.rename(tmp_path / "later")
+    shutil.copytree(tmp_path / "backup", record)
+    before = everything(tmp_path)
+    with closing(Record.open(record, KEY)) as opened:
+        for call in (
+            opened.verify,
+            lambda: opened.verify("manifests"),
+            lambda: forgotten(record, 5),
+            lambda: made(record),
+        ):
+            with pytest.raises(RecordError, match=r"older than its key ring.*delete .*a\.keys/latest"):
+                call()
+    assert everything(tmp_path) == before
+    shutil.rmtree(record)
+    (tmp_path / "later").rename(record)
+    forgotten(record, 5)
+    assert_same_record(record, made(tmp_path / "b", None, keep(data(20), WITHOUT), [IDS[i] for i in WITHOUT]))
+
+
+WITHOUT = [i for i in range(20) if i not in (3, 5)]
+
+
+def test_who_has_nothing_but_a_backup_serves_the_later_requests_again(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    forgotten(record, 3)
+    shutil.rmtree(record)
+    (tmp_path / "backup").rename(record)
+    (ring_of(record) / "latest").unlink()
+    with closing(Record.open(record, KEY)) as opened, pytest.raises(SecretKeyError, match="fit again"):
+        opened.verify()
+    doomed = [
+        path for path in stage_folders(record).values() if note_of(path)["key_id"] not in keys_in(ring_of(record))
+    ]
+    for path in doomed:
+        shutil.rmtree(path)
+    forgotten(record, 3)
+    forgotten(record, 5)
+    assert_same_record(record, made(tmp_path / "b", None, keep(data(20), WITHOUT), [IDS[i] for i in WITHOUT]))
+
+
+def test_a_cancelled_request_counts_as_progress_too(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    leave_pending(record)
+    cancel(record)
+    shutil.rmtree(record)
+    (tmp_path / "backup").rename(record)
+    with pytest.raises(RecordError, match="older than its key ring"):
+        made(record)
 
 
 # Files that are not what was encrypted
@@ -541,6 +607,26 @@ def test_a_state_that_cannot_be_read_back_is_noticed_before_it_is_published(reco
     with pytest.raises(CorruptRecordError, match="not what was written"):
         forgotten(record, 3)
     assert set(stage_folders(record)) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are read from /proc")
+def test_a_key_that_cannot_be_destroyed_leaves_the_request_committed_and_the_rerun_seals_it(record, monkeypatch):
+    before, real = keys_in(ring_of(record)), os.fsync
+
+    def failing(handle):
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if path.is_file() and path.read_bytes() == bytes(32):
+            raise OSError(errno.EIO, "Input/output error")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(StorageError, match=r"a\.keys/.*Input/output error"):
+            forgotten(record, 3)
+    with closing(Record.open(record, KEY)) as opened:
+        assert [request.state for request in opened.requests] == ["committed"]
+    assert forgotten(record, 3).audit["keys_destroyed"] > 0
+    assert set(before.values()) - set(keys_in(ring_of(record)).values())
 
 
 def test_the_ring_lies_beside_the_record(tmp_path):

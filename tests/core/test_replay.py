@@ -214,6 +214,25 @@ def test_a_stage_replays_to_the_same_bits_from_a_parent_that_was_exchanged_befor
     assert outcomes(replayed(folder, stages=[(1, 0), (1, 1)])) == {(1, 0): "mismatch", (1, 1): "bit_identical"}
 
 
+class Forgetful(NumpyLearner):
+    """Never keeps its velocity from one stage to the next."""
+
+    def train_stage(self, data, rows, horizon, seeds):
+        self.velocity = np.zeros_like(self.weights)
+        return super().train_stage(data, rows, horizon, seeds)
+
+    def read_state(self):
+        return {**super().read_state(), "velocity": None}
+
+
+def test_an_optimizer_state_that_is_never_kept_is_beyond_replay(tmp_path):
+    """The comparison with a plain loop notices it (tests/core/test_fit_and_forget.py)."""
+    from pybrush import forget
+
+    forget.fit(tmp_path / "a", numpy_learner.wish(), Forgetful([0.1, -0.2, 0.3]), data(), roster_of(data(), IDS))
+    assert replayed(tmp_path / "a", learner=Forgetful([9.0, 9.0, 9.0]), stages="all").outcome == "bit_identical"
+
+
 def test_another_environment_is_named(folder):
     forge(folder, 1, 0, lambda state: state, environment={"numpy": "0.1"})
     (stage,) = replayed(folder, stages=[(1, 0)]).stages

@@ -1,4 +1,4 @@
-"""The benchmark of SISA: its intervals are right, and its parts run."""
+"""The benchmarks of SISA and of replay: intervals are right, and the parts run."""
 
 import importlib.util
 import subprocess
@@ -44,4 +44,13 @@ def test_a_part_prints_its_table_and_leaves_nothing_behind(words, said, tmp_path
     done = subprocess.run([sys.executable, SCRIPT, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_the_benchmark_of_replay_prints_its_table_and_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, SCRIPT.with_name("replay.py"), "--epochs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| nothing | ") == 4 == done.stdout.count(" | 0e+00 |")
     assert list(tmp_path.iterdir()) == []

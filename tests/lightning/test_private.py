@@ -221,6 +221,16 @@ def test_a_module_without_a_trainer_can_be_traced(fitted):
     assert torch.equal(torch.jit.trace(holder, torch.zeros(2, 6))(torch.ones(2, 6)), holder(torch.ones(2, 6)))
 
 
+def test_a_trainer_can_be_given_loggers_that_keep_nothing(fitted):
+    trainer, _ = fitted
+    logger = _private.silent_logger(trainer)
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.experiment.anything("of", "the", user="s")
+    logger.finalize("success")
+    package = lightning.pytorch if isinstance(trainer, lightning.Trainer) else pytorch_lightning
+    assert isinstance(logger, package.loggers.Logger)
+
+
 def test_a_time_limit_is_seen(fitted):
     timer = PACKAGES["lightning"][0].pytorch.callbacks.Timer
     assert _private.has_time_limit(timer({"hours": 1})) and not _private.has_time_limit(timer())

@@ -224,6 +224,26 @@ def test_momentum_that_was_dropped_is_a_mismatch_that_says_where(folder):
     assert only(elsewhere(folder, CASES["momentum"], stages=[(0, 0)]), 0, 0).places == ("optimization",)
 
 
+class Leaking(Net):
+    """Keeps a count in its class, where no state holds it."""
+
+    steps = 0
+
+    def training_step(self, batch, index):
+        Leaking.steps += 1
+        return super().training_step(batch, index) * (1 + 0.01 * Leaking.steps)
+
+
+def test_state_that_leaks_from_stage_to_stage_is_a_mismatch_where_the_earlier_ones_did_not_run(tmp_path):
+    case = Case(Leaking)
+    fitted(tmp_path, case)
+    Leaking.steps = 0  # as in a new process
+    found = elsewhere(tmp_path, case, stages="all")
+    assert [stage.outcome for stage in found.stages] == ["bit_identical"] * found.of  # the same steps, in their order
+    Leaking.steps = 0
+    only(elsewhere(tmp_path, case, stages=[(1, 1)]), 1, 1)
+
+
 # What is refused
 
 
