@@ -8,6 +8,7 @@ another record would otherwise be taken for leftovers and destroyed. Guide: docs
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from pybrush.record.files import announced, entries, make_folder, move, sync_fol
 
 _ID = "ring"
 """The file that tells one ring from others."""
+
+_KEY_NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}")
 
 _LATEST = "latest"
 """The file that says how far the record had come when keys were last destroyed."""
@@ -140,7 +143,8 @@ class KeyRing:
 
 
 def _is_key(path: Path) -> bool:
-    return path.name not in (_ID, _LATEST) and not path.name.startswith(".")
+    """Whether a file is a key by its name; what else somebody put there is none of ours to destroy."""
+    return _KEY_NAME.fullmatch(path.name) is not None
 
 
 def _replace(path: Path, text: str) -> None:

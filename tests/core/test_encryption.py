@@ -238,12 +238,24 @@ def test_the_evidence_says_what_destroyed_keys_mean_and_where_that_ends(record, 
 
 def test_a_key_is_overwritten_before_its_file_is_unlinked(tmp_path):
     ring = make_ring(tmp_path / "a")
-    key = ring.make("name.00000000")
-    os.link(ring.folder / "name.00000000", tmp_path / "second name of the same file")
-    ring.destroy("name.00000000")
-    assert ring.names() == [] and ring.key("name.00000000") is None
+    name = "ab" * 32 + ".00000000"
+    key = ring.make(name)
+    os.link(ring.folder / name, tmp_path / "second name of the same file")
+    assert ring.names() == [name] and ring.key(name) == key
+    ring.destroy(name)
+    assert ring.names() == [] and ring.key(name) is None
     assert (tmp_path / "second name of the same file").read_bytes() == bytes(32) != key
-    ring.destroy("name.00000000")
+    ring.destroy(name)
+
+
+def test_what_somebody_else_put_into_the_ring_is_left_alone(record):
+    others = ("README", ".hidden", "ab" * 32, "ab" * 32 + ".0000000g", "AB" * 32 + ".00000000")
+    for name in others:
+        (ring_of(record) / name).write_text("mine")
+    orphan = ring_of(record) / ("ab" * 32 + ".00000000")
+    orphan.write_bytes(bytes(range(32)))
+    forgotten(record, 3)
+    assert not orphan.exists() and all((ring_of(record) / name).read_text() == "mine" for name in others)
 
 
 def leave_pending(folder):
