@@ -526,6 +526,17 @@ def test_a_pending_approximate_request_waits_for_its_method_or_a_stronger_one(fi
     assert_as_never_held(folder, [*FIRST, *SECOND])
 
 
+def test_a_stronger_call_finishes_a_pending_approximate_request_in_one_rebuild_of_all(fitted):
+    folder, rows = fitted
+    others = rows_of(2)[:1]
+    unlearn(folder, rows, ids_of(others), IDS, terms=by(Ascent()))
+    with pytest.raises(ArithmeticError):
+        unlearn(folder, rows, ids_of([*FIRST, *SECOND]), IDS, terms=by(Ascent(fail_at=1)))
+    result = unlearn(folder, rows, ids_of([*FIRST, *SECOND]), IDS, terms=exactly())
+    assert (result.request, result.method, result.forgotten) == (2, "rebuild-all", 3)
+    assert_as_never_held(folder, [*FIRST, *SECOND, *others])
+
+
 def test_another_request_finishes_a_pending_approximate_one_by_the_same_method(fitted):
     folder, rows = fitted
     pending(folder, rows, Ascent())
