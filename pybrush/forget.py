@@ -30,6 +30,7 @@ from pybrush.outcome import (
     left_notes,
     notes_on,
     rebuilt,
+    trained_again_note,
     unchanged,
 )
 from pybrush.plan.graph import Stage
@@ -316,7 +317,11 @@ def _serve(
         amended=int(outcome["amended"]),
         admitted=int(outcome["admitted"]),
         entries=tuple(entry.number for entry in record.queue if entry.request == request.number),
-        notes=(*inexact_note(record, stages, record.stand_ins()), *left_notes(audit)),
+        notes=(
+            *trained_again_note(served.method),
+            *inexact_note(record, stages, record.stand_ins()),
+            *left_notes(audit),
+        ),
         salt=salt[0][0].hex() if salt else "",
         committed=tuple(part.hex() for part in request.change.committed()) if salt else (),
     )

@@ -10,7 +10,7 @@ from pybrush.method import Terms
 from pybrush.plan.graph import Stage
 from pybrush.record.artefacts import Purge, left
 from pybrush.record.record import Record
-from pybrush.record.releases import release_manifest, short_name
+from pybrush.record.releases import REBUILD_ALL, release_manifest, short_name
 from pybrush.record.resolve import Resolution
 from pybrush.record.transaction import Target, unfinished
 from pybrush.result import UnlearnCost, UnlearnResult
@@ -105,6 +105,7 @@ def _priced(record: Record, prospect: Prospect, resolution: Resolution) -> Unlea
         entries=resolution.entries,
         notes=(
             *full_retrain_note(todo, target.stages),
+            *trained_again_note(standing.method),
             *notes_on(resolution),
             *inexact_note(record, target.stages, standing.served),
         ),
@@ -182,6 +183,11 @@ def left_notes(audit: Mapping[str, Any]) -> tuple[str, ...]:
 def full_retrain_note(todo: list[Stage], stages: tuple[Stage, ...]) -> tuple[str, ...]:
     """Return a note where a request hits every stage."""
     return ("this is a full retrain: the request hits every stage",) if len(todo) == len(stages) else ()
+
+
+def trained_again_note(method: str) -> tuple[str, ...]:
+    """Return a note where a request also trained what approximate methods had left."""
+    return ("what earlier requests had changed without training was trained again",) if method == REBUILD_ALL else ()
 
 
 def inexact_note(record: Record, stages: tuple[Stage, ...], served: Iterable[int]) -> tuple[str, ...]:

@@ -251,6 +251,18 @@ def reset_metrics(trainer: Trainer) -> None:
     trainer._logger_connector.reset_metrics()
 
 
+@contextmanager
+def metrics_apart(trainer: Trainer) -> Iterator[None]:
+    """Let a trainer log into other metrics for a while; then it has its own again."""
+    connector = vars(trainer._logger_connector)
+    held = {name: connector[name] for name in ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")}
+    connector.update({name: {} for name in held})
+    try:
+        yield
+    finally:
+        connector.update(held)
+
+
 def _package(trainer: Trainer) -> str:
     return "pytorch_lightning" if type(trainer.fit_loop).__module__.startswith("pytorch_l") else "lightning.pytorch"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
 from pybrush.record import Record
-from pybrush_lightning import checkpoints, loggers, progress, state
+from pybrush_lightning import _private, checkpoints, loggers, progress, state
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -145,7 +145,7 @@ def nothing_kept(trainer: Trainer) -> Iterator[None]:
     """Let nothing be saved or logged for a while, and then let every ModelCheckpoint be as it was."""
     held = checkpoints.snapshot(trainer)
     try:
-        with checkpoints.unsaved(trainer), loggers.silenced(trainer):
+        with checkpoints.unsaved(trainer), loggers.silenced(trainer), _private.metrics_apart(trainer):
             yield
     finally:
         checkpoints.put_back(trainer, held)

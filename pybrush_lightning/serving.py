@@ -15,7 +15,7 @@ from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Learner
 from pybrush.method import ApproximateMethod, Terms
 from pybrush.record import Record
-from pybrush.record.record import RecordPlan
+from pybrush.record.plan import RecordPlan
 from pybrush.result import UnlearnResult
 from pybrush.standing import check_auto
 from pybrush_lightning import _private, ranks

@@ -18,8 +18,9 @@ from pybrush.errors import CorruptRecordError
 from pybrush.record.artefacts import left
 from pybrush.record.ledger import days_since
 from pybrush.record.queue import QueueEntry, entries_of
-from pybrush.record.record import Record, RequestInfo
+from pybrush.record.record import Record
 from pybrush.record.releases import commitment_of, is_rebuild, links_of, next_release, release_manifest, state_keys
+from pybrush.record.requests import RequestInfo
 from pybrush.record.transaction import UNFINISHED
 
 Way = Literal["unlearn", "cancel"]

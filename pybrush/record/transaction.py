@@ -26,8 +26,9 @@ from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
 from pybrush.record.queue import put_back, queued_subjects, settle, take
-from pybrush.record.record import Record, RequestInfo
+from pybrush.record.record import Record
 from pybrush.record.releases import REBUILD, commitment_of, next_release, state_keys, write_release
+from pybrush.record.requests import RequestInfo
 from pybrush.record.samples import Samples, change_samples
 
 UNFINISHED = ("pending", "committed", "collected")

@@ -339,6 +339,14 @@ def test_until_its_file_is_unlinked_a_request_is_collected_and_not_sealed(scratc
             assert [kind for (kind,) in record.ledger.rows("SELECT kind FROM events")].count("sealed") == 1
 
 
+def test_a_file_that_was_unlinked_just_before_a_kill_is_not_told_of_as_absent(scratch):
+    case = id_case()
+    base, _ = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch, ["before unlink last.ckpt", "after unlink last.ckpt"]):
+        audit = case.serve(folder).audit
+        assert audit["artefacts_unlinked"] == [str(folder / "logs" / "last.ckpt")] and audit["absent"] == []
+
+
 def test_another_request_after_a_kill_finishes_the_first_and_serves_its_own(scratch):
     case = id_case()
     base, _ = with_twins(case, scratch)

@@ -284,6 +284,18 @@ def test_names_that_another_request_forgets_leave_their_entries_in_its_commit(fo
         record.verify()
 
 
+def test_a_person_who_is_forgotten_by_another_request_leaves_the_queue_too(folder):
+    with opened(folder) as record:
+        record.enqueue(subjects=["subject-2"])
+        record.enqueue(subjects=["guardian-2", "subject-4"])
+        record.enqueue(ids=[IDS[2], IDS[3]])
+    serve(folder, lambda record: Wish(subjects=record.names.subjects(["subject-2"])))
+    assert states_of(folder) == [(1, "served", 1), (2, "waiting", None), (3, "waiting", None)]
+    assert queued_in(folder) == {1: set(), 2: {subject_of("subject-4")}, 3: {name_of(3)}}
+    assert reference.files_holding(folder, [subject_of("subject-2"), subject_of("guardian-2"), name_of(2)]) == []
+    assert reader.defects(reader.read_record(folder)) == []
+
+
 def test_an_entry_that_comes_while_a_request_is_open_and_names_its_rows_is_served_by_it(folder):
     learner = NumpyLearner([0.0] * 3)
     learner.fail_at = first_stage_of(folder, 5)
@@ -295,6 +307,17 @@ def test_an_entry_that_comes_while_a_request_is_open_and_names_its_rows_is_serve
     result = serve(folder)
     assert (result.request, result.entries) == (2, (2,))
     assert states_of(folder) == [(1, "served", 1), (2, "served", 2)]
+
+
+def test_an_open_request_of_others_is_finished_first_and_is_not_the_answer_to_an_empty_queue(folder):
+    learner = NumpyLearner([0.0] * 3)
+    learner.fail_at = first_stage_of(folder, 5)
+    with pytest.raises(ArithmeticError):
+        serve(folder, by_ids([IDS[5]]), learner=learner)
+    result = serve(folder)
+    assert (result.method, result.request, result.entries) == ("none", 0, ())
+    with opened(folder) as record:
+        assert [request.state for request in record.requests] == ["sealed"]
 
 
 def first_stage_of(folder, i):

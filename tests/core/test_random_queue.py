@@ -32,6 +32,7 @@ class Days:
 
     Attributes:
         recorded: rows in the record. gone: rows that were forgotten. marked: persons that were.
+        contents: digest of each recorded row, as it is recorded. lost: digests of rows that were forgotten.
         queue: number -> [kind, names that it holds, state]; names are rows or persons.
     """
 
@@ -40,6 +41,7 @@ class Days:
         self.rows, self.days = data(N, number), self.rng.integers(20000, 20040, N)
         self.owners = [[f"subject-{self.rng.integers(8)}", f"guardian-{self.rng.integers(4)}"] for _ in range(N)]
         self.recorded, self.gone, self.marked = set(range(30)), set(), set()
+        self.contents, self.lost = {i: self.content(i) for i in self.recorded}, set()
         self.queue = {}
         learner = NumpyLearner([0.1, -0.2, 0.3])
         forget.fit(folder, wish(**PLAN), learner, self.rows, self.roster_of(sorted(self.recorded))).record.close()
@@ -48,6 +50,9 @@ class Days:
         x, y = keep(self.rows, at)
         ids, owners, days = [IDS[i] for i in at], [self.owners[i] for i in at], self.days[at]
         return lambda namer: Roster(namer, len(at), ids, owners, lambda i: encode((x[i], y[i])), days)
+
+    def content(self, i):
+        return reader.content_digest(KEY, encode((self.rows[0][i], self.rows[1][i])))
 
     def opened(self):
         return closing(Record.open(self.folder, KEY))
@@ -124,6 +129,7 @@ class Days:
     def strike(self, rows):
         """Take rows, and persons who lose their last one, out of the record and out of the queue."""
         before = self.persons_of(self.recorded)
+        self.lost |= {self.contents.pop(i) for i in rows}
         self.recorded, self.gone = self.recorded - rows, self.gone | rows
         lost = before - self.persons_of(self.recorded)
         queued = {person for entry in self.waiting("subjects").values() for person in entry[1]}
@@ -162,9 +168,9 @@ class Days:
     def served(self, forgotten, persons, admitted):
         for entry in self.waiting().values():
             entry[1:] = [set(), "served"]
-        self.recorded -= forgotten
-        self.gone |= forgotten
-        self.recorded |= admitted
+        self.lost |= {self.contents.pop(i) for i in forgotten}
+        self.recorded, self.gone = self.recorded - forgotten | admitted, self.gone | forgotten
+        self.contents |= {i: self.content(i) for i in admitted | (set(self.fixed) & self.recorded)}
         self.marked |= persons
 
     def fail(self):
@@ -200,9 +206,9 @@ class Days:
         assert held == {n: set(map(self.name, e[1])) for n, e in self.queue.items()}
         assert {row["number"]: row["state"] for row in tables["queue"]} == {n: e[2] for n, e in self.queue.items()}
         marks = {row["name"] for row in tables["suppressions"]}
-        assert marks == {reader.suppression(KEY, self.name(one)) for one in self.gone | self.marked}
         names = [self.name(i) for i in self.gone]
-        assert reference.files_holding(self.folder, names) == []
+        assert marks == {reader.suppression(KEY, one) for one in {*names, *self.lost, *map(self.name, self.marked)}}
+        assert reference.files_holding(self.folder, [*names, *self.lost]) == []
         with self.opened() as record:
             assert len(record.verify().queued) == len(self.waiting())
 
@@ -210,7 +216,7 @@ class Days:
         return reader.subject_name(KEY, one) if isinstance(one, str) else reader.pseudonym(KEY, IDS[one])
 
 
-@pytest.mark.parametrize("number", range(25))
+@pytest.mark.parametrize("number", [*range(25), *(pytest.param(n, marks=pytest.mark.long) for n in range(25, 145))])
 def test_whatever_waits_and_whoever_comes_first_the_record_is_that_of_a_fit_on_what_is_left(number, tmp_path):
     days = Days(number, tmp_path / "a")
     steps = [days.enqueue] * 6 + [days.withdraw, days.forget_others, days.serve, days.fail]

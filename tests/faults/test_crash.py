@@ -151,7 +151,7 @@ CALLS = {name: partial(request, name) for name in CASES} | {
     "encrypted fit": encrypted_fit,
     "encrypted request": encrypted_request,
 }
-FEW = 40
+FEW = 25
 """Disks of each call that the short run looks at."""
 
 STATES = ("pending", "committed", "collected", "sealed")

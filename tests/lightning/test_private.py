@@ -64,6 +64,15 @@ def test_progress_is_read_where_training_left_it_and_can_be_set(fitted):
     assert loop.epoch_progress.current.completed == loop.epoch_progress.total.completed == 5
 
 
+def test_metrics_can_be_kept_apart(fitted):
+    trainer, _ = fitted
+    before = dict(trainer.callback_metrics)
+    with _private.metrics_apart(trainer):
+        assert not trainer.callback_metrics and not trainer.logged_metrics and not trainer.progress_bar_metrics
+        trainer._logger_connector.callback_metrics["other"] = 1
+    assert dict(trainer.callback_metrics) == before != {}
+
+
 def test_metrics_can_be_forgotten(fitted):
     trainer, _ = fitted
     assert trainer.callback_metrics

@@ -17,6 +17,7 @@ from pybrush_lightning import replay
 from tests.core.forging import contents, forge
 from tests.lightning.models import Net
 from tests.lightning.twin import CASES, KEY, Case, answers, data_for, forget, module_for, trainer_for
+from tests.lightning.untouched import CallsNoted, by_fit
 
 EXACT = Tolerance(absolute=0, relative=0)
 
@@ -44,6 +45,7 @@ def cells(folder):
 SHORT = (
     *("momentum", "data module", "in order", "early stop in slices", "state in many places", "saved"),
     *("two optimizers by hand in slices", "everything that watches", "true half precision", "the other package"),
+    "encrypted",
 )
 """Cases that every run of the tests replays; the others wait for the long one."""
 
@@ -80,52 +82,32 @@ WATCHED = Case(
 )
 
 
-def objects(trainer, module):
-    """Return what a user can see of trainer, callbacks and module, as plain values."""
-    (saving,) = (callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint))
-    return {
-        "weights": {name: value.clone() for name, value in module.state_dict().items()},
-        "training": module.training,
-        "epoch, step": (trainer.current_epoch, trainer.global_step, trainer.max_epochs),
-        # Every fit gives callbacks the module's log functions.
-        "saving": {name: repr(value) for name, value in vars(saving).items() if name not in ("log", "log_dict")},
-        "callbacks": list(map(id, trainer.callbacks)),
-        "loggers": list(map(id, trainer.loggers)),
-        "optimizers": list(map(id, trainer.optimizers)),
-        "random": torch.get_rng_state().tolist(),
-        "own": sorted(vars(trainer).keys()),
-    }
-
-
-def same(one, other):
-    weights, others = one.pop("weights"), other.pop("weights")
-    assert one == other
-    assert all(torch.equal(weights[name], others[name]) for name in weights | others)
-
-
 @pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["fitted here", "fitted elsewhere"])
 def test_trainer_module_files_and_logs_are_as_before_also_where_training_fails(fresh, fails, tmp_path, monkeypatch):
-    logs = CSVLogger(tmp_path, name="logs", flush_logs_every_n_steps=1)
-    trainer = trainer_for(WATCHED, tmp_path, logger=logs)
+    logs, calls = CSVLogger(tmp_path, name="logs", flush_logs_every_n_steps=1), CallsNoted()
+    trainer = trainer_for(WATCHED, tmp_path, logger=[logs, calls])
     module, data = module_for(WATCHED, tmp_path / "initial.pt"), data_for(WATCHED)
     trainer.fit(module, **data)
     said = answers(trainer, module)
     if fresh:
-        trainer, module = trainer_for(WATCHED, tmp_path, logger=logs), Net()
-    files, before = contents(tmp_path), objects(trainer, module)
+        trainer, module = trainer_for(WATCHED, tmp_path, logger=[logs, calls]), Net()
+    files = contents(tmp_path)
     assert any(name.endswith(".ckpt") for name in files) and any(name.endswith("metrics.csv") for name in files)
     given = {"model": module, **data} if fresh else {}
-    if fails:
-        with monkeypatch.context() as patch:
+    heard, order = list(calls.calls), list(trainer.callbacks)
+    with by_fit(trainer, module, tmp_path), monkeypatch.context() as patch:
+        if fails:
             patch.setattr(Net, "on_train_epoch_end", fail, raising=False)
             with pytest.raises(ArithmeticError):
                 replay(trainer, stages="all", **given)
+        else:
+            assert replay(trainer, stages="all", **given).outcome == "bit_identical"
+    assert contents(tmp_path) == files and calls.calls == heard
+    assert trainer.loggers == [logs, calls] and trainer.callbacks == order
+    if fresh:
+        assert [callback.dirpath for callback in trainer.checkpoint_callbacks] == [None]
     else:
-        assert replay(trainer, stages="all", **given).outcome == "bit_identical"
-    same(objects(trainer, module), before)
-    assert contents(tmp_path) == files
-    if not fresh:
         assert torch.equal(answers(trainer, module), said)
     result = trainer.unlearn(rows=[3], **given)
     assert result.cost.stages_rebuilt and replay(trainer).outcome == "bit_identical"
