@@ -163,9 +163,9 @@ def test_another_version_of_the_ledger_is_refused(folder):
 # Ledger and key
 
 
-@pytest.mark.parametrize("size", [0, 50, 4096, 9000])
+@pytest.mark.parametrize("size", [0, 50, 4096, 9000, -3, -4096])
 def test_a_ledger_that_was_cut_is_refused_and_not_made_anew(size, folder):
-    os.truncate(folder / "ledger.sqlite", size)
+    os.truncate(folder / "ledger.sqlite", size if size >= 0 else (folder / "ledger.sqlite").stat().st_size + size)
     refuse(folder, READERS | WRITERS, CorruptRecordError)
 
 
