@@ -115,16 +115,16 @@ def insist(call, folder, begun):
     before = tensors_of(module)
     is_done = False
     while not is_done:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
-        os.write(begun, b"!")
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+            os.write(begun, b"!")
             call(trainer, module)
             is_done = True
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         except (KeyboardInterrupt, SystemExit):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if not is_over(call, folder):
                 assert holds(module, before)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def stop_until_done(work, kind, chance):
