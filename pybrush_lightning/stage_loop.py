@@ -9,7 +9,7 @@ EarlyStopping, max_steps and schedulers (docs/pitfalls.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -53,14 +53,21 @@ def counters(loop: Any) -> Counters:
 
 @contextmanager
 def installed(trainer: Trainer, loop: Any) -> Iterator[None]:
-    """Let a loop be the trainer's fit loop for a while; its workers end with it, also on error."""
+    """Let a loop be the trainer's fit loop for a while; its workers end with it, also on error.
+
+    The trainer has its own loop back before that: Ctrl-C may come again while the other one is torn down.
+    """
     template = trainer.fit_loop
     trainer.fit_loop = loop
     try:
         yield
-    finally:
-        loop.teardown()
+    except BaseException:
         trainer.fit_loop = template
+        with suppress(RuntimeError):  # a loop that was stopped while it began cannot be; the first error tells why
+            loop.teardown()
+        raise
+    trainer.fit_loop = template
+    loop.teardown()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from lightning.pytorch import callbacks as library
 from pybrush.record import Record, states
 from pybrush_lightning import state
 from pybrush_lightning._private import INTERNAL_ATTRIBUTES
+from pybrush_lightning.stage_loop import installed
 from tests.lightning.models import Pushing, Remembering
 from tests.lightning.test_bitwise import assert_same_record
 from tests.lightning.twin import KEY, Case, data_for, trainer_for
@@ -206,3 +207,28 @@ def test_an_interrupt_by_the_user_puts_everything_back_too(tmp_path):
     finally:
         signal.signal(signal.SIGINT, handler)
     assert differences(before, everything(trainer, module)) == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "torn_down", "told"),
+    [
+        (None, KeyboardInterrupt, KeyboardInterrupt),
+        (KeyboardInterrupt, RuntimeError, KeyboardInterrupt),
+    ],
+)
+def test_the_trainer_has_its_own_loop_back_whatever_ends_a_stage(begun, torn_down, told, tmp_path):
+    """Ctrl-C while a stage's loop is torn down, and before it can be: the next fit read its epochs."""
+
+    class Loop:
+        def teardown(self):
+            raise torn_down
+
+    def stop():
+        if begun is not None:
+            raise begun
+
+    trainer = trainer_for(Case(), tmp_path)
+    own = trainer.fit_loop
+    with pytest.raises(told), installed(trainer, Loop()):
+        stop()
+    assert trainer.fit_loop is own
