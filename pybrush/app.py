@@ -1,8 +1,9 @@
-"""The `pybrush` command: train a record from a configuration, forget from it, price, verify and export it.
+"""The `pybrush` command: train a record from a configuration, forget from it now or later, price, verify, export it.
 
     pybrush plan experiment=mnist5k_sisa
     pybrush train experiment=mnist5k_sisa
     pybrush unlearn record=records/mnist5k forget.file=ids.txt guarantee=exact
+    pybrush enqueue record=records/mnist5k forget.file=ids.txt
     pybrush verify record=records/mnist5k
     pybrush export record=records/mnist5k to=deploy/mnist5k
     pybrush info record=records/mnist5k
@@ -30,6 +31,8 @@ usage: pybrush COMMAND [KEY=VALUE] ...
   pybrush train experiment=digits_sisa     train, and leave a record from which samples can be forgotten
   pybrush unlearn record=FOLDER forget.file=FILE guarantee=exact
                                            forget what the file names, and say what is guaranteed
+  pybrush enqueue record=FOLDER forget.file=FILE
+                                           note what a later unlearn forget.queued=true forgets, all at once
   pybrush verify record=FOLDER             look whether everything is true that must be true of a record
   pybrush export record=FOLDER to=FOLDER   write the model to deploy, and nothing else of the record
   pybrush info record=FOLDER               tell what a record holds: rows, stages, requests, bytes on disk
@@ -73,6 +76,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "plan": commands.plan,
         "train": commands.train,
         "unlearn": commands.unlearn,
+        "enqueue": commands.enqueue,
         "verify": commands.verify,
         "export": commands.export,
         "info": commands.info,

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from pybrush.guarantee import Assumption
 from pybrush.record.declarations import declarations
-from pybrush.record.record import Record, RecordPlan
+from pybrush.record.plan import RecordPlan
+from pybrush.record.record import Record
 
 PLACEMENT = Assumption("placement", "shard, slice, order and seeds depend on no other sample", "proved")
 

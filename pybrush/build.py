@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,17 @@ class Sources:
 def missing_stages(record: Record, stages: Iterable[Stage]) -> list[Stage]:
     """Return the stages that have no state yet, parents first."""
     return [stage for stage in stages if not record.store.has(stage.key)]
+
+
+def due_stages(record: Record, stages: Iterable[Stage], served: Container[int]) -> list[Stage]:
+    """Return the stages to train, parents first: those without a state, but for shards that a release's state serves.
+
+    Args:
+        record: the record.
+        stages: what its samples call for.
+        served: the shards that a release's state serves.
+    """
+    return [stage for stage in missing_stages(record, stages) if stage.shard not in served]
 
 
 def check_rows(record: Record, samples: Samples, holdings: Holdings, sources: Sources, todo: list[Stage]) -> None:
@@ -145,16 +157,30 @@ def _recorded(record: Record) -> list[Manifest]:
 
 def _build_stage(record: Record, sources: Sources, stage: Stage, rows: StageRows, outlook: Outlook) -> Manifest:
     manifest = train(record, sources, stage, rows, outlook, stage.key)
-    aside = record.store.write_aside(sources.learner.read_state(), manifest)
+    publish(record, record.store.write_aside(sources.learner.read_state(), manifest), stage.key, record.store.publish)
+    return manifest
+
+
+def publish(record: Record, aside: Path, key: str, put: Callable[[Path, str], None]) -> None:
+    """Publish what was written aside, or drop it.
+
+    Args:
+        record: the record.
+        aside: the temporary folder.
+        key: what is published.
+        put: moves the folder to its key.
+
+    Raises:
+        RecordError: where the record does not want the key any more.
+    """
     try:
         with coordinator_lock(record.folder):
-            if stage.key not in record.ledger.wanted():
+            if key not in record.ledger.wanted():
                 record.store.drop(aside)
-                raise RecordError(f"the plan of {record.folder} changed while a stage was trained; call again.")
-            record.store.publish(aside, stage.key)
+                raise RecordError(f"the plan of {record.folder} changed while a state of it was made; call again.")
+            put(aside, key)
     finally:
         record.store.let_go(aside)
-    return manifest
 
 
 def train(

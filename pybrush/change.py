@@ -8,7 +8,7 @@ train on. Guide: docs/record_format.md, "Requests".
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,8 +21,8 @@ from pybrush.request import Strikes
 
 _MAGIC = b"PYBRUSH-PENDING1"
 _COUNTS = 6
-_ROW_BYTES = 80
-_NUMBERS = ("shards", "slices", "copies", "positions")
+_ROW_BYTES = 88
+_NUMBERS = ("shards", "slices", "copies", "positions", "days")
 
 
 def _no_names() -> Names:
@@ -44,6 +44,7 @@ class Additions:
         contents: content digests, zeros where contents are off, shape (n, 16).
         copies: how many equal rows join under the name, shape (n,).
         positions: place in the data set's order under a sequential loader, else -1, shape (n,).
+        days: the day of each, since 1970-01-01, shape (n,).
         subjects: pseudonyms of subjects of these rows, one entry for each subject of each name, shape (p, 16).
         owned: the row's name in each of these pairs, shape (p, 16); pairs ascend.
         places: where rows join under a sequential loader, the new place of every row that the record then holds, in
@@ -57,6 +58,7 @@ class Additions:
     contents: Names = field(default_factory=_no_names)
     copies: NDArray[np.int64] = field(default_factory=_no_numbers)
     positions: NDArray[np.int64] = field(default_factory=_no_numbers)
+    days: NDArray[np.int64] = field(default_factory=_no_numbers)
     subjects: Names = field(default_factory=_no_names)
     owned: Names = field(default_factory=_no_names)
     places: NDArray[np.int64] = field(default_factory=_no_numbers)
@@ -70,7 +72,7 @@ class Additions:
         return int(self.copies.sum())
 
     def parts(self) -> tuple[bytes, bytes, bytes]:
-        """Return the rows (80 bytes each), the pairs (32 bytes each) and the places (8 bytes each)."""
+        """Return the rows (88 bytes each), the pairs (32 bytes each) and the places (8 bytes each)."""
         numbers = [_octets(getattr(self, name)) for name in _NUMBERS]
         rows = np.hstack([self.names, self.placements, self.contents, *numbers])
         return rows.tobytes(), np.hstack([self.subjects, self.owned]).tobytes(), _octets(self.places).tobytes()
@@ -80,7 +82,9 @@ class Additions:
         """Read what `parts` wrote."""
         table = np.frombuffer(rows, np.uint8).reshape(-1, _ROW_BYTES)
         names, placements, contents = (table[:, at : at + NAME_BYTES].copy() for at in (0, 16, 32))
-        numbers = {name: _numbers(table[:, at : at + 8]) for name, at in zip(_NUMBERS, range(48, 80, 8), strict=True)}
+        numbers = {
+            name: _numbers(table[:, at : at + 8]) for name, at in zip(_NUMBERS, range(48, _ROW_BYTES, 8), strict=True)
+        }
         both = np.frombuffer(pairs, np.uint8).reshape(-1, 2 * NAME_BYTES)
         subjects, owned = both[:, :NAME_BYTES].copy(), both[:, NAME_BYTES:].copy()
         places_read = _numbers(np.frombuffer(places, np.uint8).reshape(-1, 8))
@@ -147,10 +151,11 @@ class Change:
         """Whether what another change strikes is struck here too, and both record the same rows."""
         ours = {(name.tobytes(), int(n)) for name, n in zip(self.strikes.names, self.strikes.copies, strict=True)}
         theirs = {(name.tobytes(), int(n)) for name, n in zip(other.strikes.names, other.strikes.copies, strict=True)}
-        return theirs <= ours and self.additions.parts() == other.additions.parts()
+        return theirs <= ours and self._told()[1:] == other._told()[1:]
 
     def _told(self) -> tuple[bytes, ...]:
-        return self.strikes.body(), *self.additions.parts()
+        # Without the days: a request that is made again after midnight is the same.
+        return self.strikes.body(), *replace(self.additions, days=np.zeros_like(self.additions.days)).parts()
 
     def to_bytes(self) -> bytes:
         """Return the pending file of a request, closed by its SHA-256."""

@@ -1,4 +1,4 @@
-"""What each command does: plan, train, unlearn, verify, export and info.
+"""What each command does: plan, train, unlearn, enqueue, verify, export and info.
 
 `train` leaves the composed configuration in the record, and `unlearn` builds model, data and trainer from it,
 from modules that are trusted by name alone. Only `train` is a Hydra job with an output folder: the others
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pybrush import forget_file, tables
 from pybrush.composing import (
@@ -34,7 +34,15 @@ from pybrush.plan.forecast import Sizes, stage_bytes_of
 from pybrush.record import Record
 from pybrush.record.files import make_folder, replace, unlink
 from pybrush.replay import Replay
-from pybrush.settings import ExportSettings, InfoSettings, PlanSettings, UnlearnSettings, VerifySettings, path_of
+from pybrush.settings import (
+    EnqueueSettings,
+    ExportSettings,
+    InfoSettings,
+    PlanSettings,
+    UnlearnSettings,
+    VerifySettings,
+    path_of,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -86,7 +94,7 @@ def unlearn(words: Sequence[str]) -> int:
         adapter = command_adapter(record.plan.adapter)
         if not (record.folder / CONFIG).is_file():
             raise _made_by_a_script(record, adapter, settings, lines)
-        what = forget_file.named(record, forget.kind, forget.type, lines) if lines else {"missing": True}
+        what = forget_file.named(record, forget.kind, forget.type, lines) if lines else _without_file(settings)
         config = stored_config(record, adapter, settings.allow)
     finally:
         record.close()
@@ -99,6 +107,26 @@ def unlearn(words: Sequence[str]) -> int:
         tables.show_line(f"report: {result.report(path_of(settings.report))}")
     if settings.receipt is not None and result.salt:
         tables.show_line(f"receipt: {result.write_receipt(path_of(settings.receipt))}")
+    return 0
+
+
+def enqueue(words: Sequence[str]) -> int:
+    """Note in the record what is to be done later, with what else waits."""
+    settings = settings_of("enqueue", words, EnqueueSettings)
+    later = settings.forget
+    lines = [] if later.file is None else forget_file.entries(path_of(later.file))
+    record = Record.open(path_of(settings.record))
+    try:
+        if later.admit:
+            entry = record.admit()
+        elif later.kind == "amend" and lines:
+            entry = record.amend(**forget_file.named(record, "ids", later.type, lines))
+        else:
+            what = forget_file.named(record, later.kind, later.type, lines) if lines else {"before": later.before}
+            entry = record.enqueue(**what)
+        tables.show_entry(record, entry)
+    finally:
+        record.close()
     return 0
 
 
@@ -220,13 +248,20 @@ def _is_record(folder: Path) -> bool:
 # Forgetting
 
 
+def _without_file(settings: UnlearnSettings) -> dict[str, Any]:
+    """Return the keyword argument of `unlearn` of a request that needs no forget file."""
+    if settings.forget.before is not None:
+        return {"before": settings.forget.before}
+    return {"queued": True} if settings.forget.queued else {"missing": True}
+
+
 def _made_by_a_script(
     record: Record, adapter: CommandAdapter, settings: UnlearnSettings, lines: list[str]
 ) -> RecordError:
     """Return the error for a record without a configuration, with the Python lines to use."""
     kind, reading = settings.forget.kind, ""
-    if settings.missing:
-        request = {"missing": "True"}
+    if not lines:
+        request = {name: repr(value) for name, value in _without_file(settings).items()}
     elif kind == "ids" and record.plan.naming != "ids":
         request = {"forget": "forget"}
         reading = f"forget = ...  # a loader or data set of the samples: this record names them by {record.plan.naming}"

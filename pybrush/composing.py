@@ -155,7 +155,7 @@ def record_keeper(config: DictConfig) -> DictConfig:
         raise ConfigurationError(
             f"the command needs one callback that keeps a record, as callbacks=sisa; got {len(nodes)}."
         )
-    for name in ("ids", "subjects"):
+    for name in ("ids", "subjects", "times"):
         if isinstance(nodes[0].get(name), Sequence) and not isinstance(nodes[0].get(name), str):
             raise ConfigurationError(
                 f"{name} of the callback lists {len(nodes[0][name])} entries, and a configuration is stored where no "

@@ -14,59 +14,62 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pybrush.build import Sources, build, check_rows, holdings_of, missing_stages
-from pybrush.change import Change
-from pybrush.errors import (
-    ContentError,
-    FingerprintError,
-    ForgetError,
-    GuaranteeError,
-    IdError,
-    RecordError,
-    UnsupportedError,
-)
-from pybrush.guarantee import Budget, as_plain
+from pybrush.build import Sources, build, check_rows, due_stages, holdings_of, missing_stages
+from pybrush.chain import is_met
+from pybrush.edit import coming_states, make_states
+from pybrush.errors import ContentError, FingerprintError, ForgetError, IdError, RecordError, UnsupportedError
+from pybrush.guarantee import as_plain
 from pybrush.learner import Learner
+from pybrush.method import Terms
 from pybrush.names import Namer
 from pybrush.outcome import (
     cost_of,
-    exact_guarantee,
     foretold,
     full_retrain_note,
+    inexact_note,
     left_notes,
     notes_on,
     rebuilt,
+    trained_again_note,
     unchanged,
 )
 from pybrush.plan.graph import Stage
 from pybrush.record.artefacts import set_purge
 from pybrush.record.check_ledger import check_plan
 from pybrush.record.check_needed import check_needed
+from pybrush.record.check_releases import check_serving
 from pybrush.record.collect import collect
 from pybrush.record.create import PlanWish, create, plan_values
 from pybrush.record.fingerprint import check_same, plain
 from pybrush.record.locks import coordinator_lock, request_lock
+from pybrush.record.queue import close_unneeded, drawn, is_served_by, waiting_entries, waiting_note
 from pybrush.record.record import Record
-from pybrush.record.resolve import Resolution, Wish, resolve
-from pybrush.record.samples import Holdings, Samples, hold
+from pybrush.record.releases import FIT, is_rebuild, short_name, write_release
+from pybrush.record.resolve import Wish, resolve
+from pybrush.record.samples import hold
 from pybrush.record.store import Manifest
 from pybrush.record.transaction import (
-    METHOD,
     OpenRequest,
-    Target,
     accept,
     commit,
     open_request,
-    orphans_of,
-    target_of,
     tidy,
     unfinished,
-    write_release,
 )
 from pybrush.request import Roster
 from pybrush.result import UnlearnCost, UnlearnResult
+from pybrush.standing import (
+    current_guarantee,
+    guarantee_of,
+    say_replaced,
+    terms_to_finish,
+)
+from pybrush.work import Work, intended, work_of
 
 _log = logging.getLogger(__name__)
+
+DEFAULT_TERMS = Terms()
+"""What a request hits is rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,16 @@ def fit(
     if unfinished(record):  # else no lock: any number of processes may build a first fit together
         with request_lock(record.folder):
             _finish_open(record, sources)
+    for note in waiting_note(record.ledger):
+        _log.warning("%s", note)
     samples = record.samples()
     stages = record.graph()
-    todo = missing_stages(record, stages)
+    held = record.stand_ins()
+    todo = due_stages(record, stages, held)
+    say_replaced(record, stages)
     holdings = holdings_of(record, samples, sources.roster)
     check_needed(record, samples, stages, todo)
+    check_serving(record, held)
     check_rows(record, samples, holdings, sources, todo)
     built = learner.session(lambda: build(record, sources, samples, holdings, todo))
     _release_fit(record, stages)
@@ -156,71 +164,37 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
 
 
 def unlearn(
-    record: Record, sources: Sources, wish: Wish, *, aggregate: Callable[[Record], Any], dry_run: bool = False
-) -> UnlearnResult:
-    """Do what a wish asks, exactly, by rebuilding the stages that saw what is forgotten or see what is new.
+    record: Record, sources: Sources, wish: Wish | None, *, aggregate: Callable[[Record], Any],
+    terms: Terms = DEFAULT_TERMS, dry_run: bool = False,
+) -> UnlearnResult:  # fmt: skip
+    """Do what a wish asks, by rebuilding the stages that it hits or by an approximate method.
+
+    What was forgotten before, and under as strong a guarantee as is asked for now, is not forgotten again; under a
+    weaker one, what falls short is rebuilt.
 
     Args:
         record: the opened record, its fingerprint already compared.
         sources: learner, data and names of its rows.
-        wish: what to forget, to amend and to admit.
+        wish: what to forget, to amend and to admit; None: nothing more, for terms that ask more than the record
+            guarantees.
         aggregate: makes the model to hand out, after the constituent was loaded.
+        terms: by which method, and under which guarantee.
         dry_run: only say what would be done.
 
     Raises:
         ForgetError: where nothing can be done as asked; nothing was touched.
         PyBrushError: from training; the model is as before and the request stays pending.
     """
+    purge = "delete" if wish is None else wish.purge
     with request_lock(record.folder):
         if dry_run:
-            resolution, work = _intended(record, sources, wish)
-            return foretold(record, resolution, None if work is None else work.target, wish.purge)
-        tidy(record)
-        waiting = open_request(record)
-        if waiting is not None:
-            same = _names_same(record, sources, wish, waiting)
-            if same:
-                set_purge(record, waiting.number, wish.purge)
-            result = _serve(record, sources, waiting, wish.raw_ids if same else None, aggregate)
-            if same:
-                return result
-        resolution, work = _intended(record, sources, wish)
-        if work is None:
-            load_last(record, sources.learner)
-            removed = record.settle() if wish.purge == "delete" else ()
-            return replace(unchanged(record, resolution, removed), model=aggregate(record))
-        request = accept(record, work.change, work.target, wish.purge)
-        result = _serve(record, sources, request, wish.raw_ids, aggregate, work)
-    audit = {**result.audit, "equal_rows_left": resolution.equal}
-    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
-
-
-def check_guarantee(method: str, guarantee: object) -> None:
-    """Check that what was asked for can be met by a rebuild.
-
-    Raises:
-        GuaranteeError: where another method, or a weaker guarantee than exact, is asked for.
-    """
-    if method not in ("auto", METHOD):
-        raise GuaranteeError(f"method={method!r} is not known to this version; use method='auto' or 'rebuild'.")
-    if guarantee not in (None, "exact") and not isinstance(guarantee, Budget):
-        raise GuaranteeError(f"guarantee must be None, 'exact' or a Budget(epsilon, delta); got {guarantee!r}.")
-
-
-def check_auto(record: Record, method: str, guarantee: object) -> None:
-    """Refuse method="auto" where it would choose an approximate method.
-
-    With one shard and one slice an exact request is a full retrain, which happens only when asked for.
-
-    Raises:
-        GuaranteeError: naming what to ask for.
-    """
-    whole = record.plan.shards * record.plan.slices == 1
-    if whole and method == "auto" and guarantee is None:
-        raise GuaranteeError(
-            f"{record.folder} has one shard and one slice: forgetting exactly is a full retrain, which is done only "
-            "when asked for. Pass guarantee='exact' (approximate methods are not part of this version)."
-        )
+            resolution, work = intended(record, sources, wish, terms)
+            result = foretold(record, resolution, work.prospect(terms) if work else None, purge)
+        else:
+            tidy(record)
+            result = _served(record, sources, wish, terms, aggregate)
+    left = () if dry_run and wish is not None and wish.queued else waiting_note(record.ledger)
+    return replace(result, notes=(*result.notes, *left))
 
 
 def load_last(record: Record, learner: Learner) -> str | None:
@@ -247,18 +221,57 @@ def _read_once(roster_of: Callable[[Namer], Roster]) -> Callable[[Namer], Roster
 
 def _finish_open(record: Record, sources: Sources) -> None:
     waiting = open_request(record)
+    if waiting is None:
+        return
+    if waiting.state == "pending" and not is_rebuild(waiting.method):
+        raise RecordError(
+            f"request {waiting.number} of {record.folder} waits for the method {short_name(waiting.method)!r}, which a "
+            f"fit does not have: call unlearn with it, or with guarantee='exact', or cancel({waiting.number})."
+        )
+    _log.warning("request %d of %s is not finished; it is served first", waiting.number, record.folder)
+    _serve(record, sources, waiting, None, lambda _: None, terms_to_finish(record, waiting, DEFAULT_TERMS))
+
+
+def _served(
+    record: Record, sources: Sources, wish: Wish | None, terms: Terms, aggregate: Callable[[Record], Any]
+) -> UnlearnResult:
+    """Finish what is open, then do what a wish asks, unless that was the same."""
+    raw_ids, purge = ((), "delete") if wish is None else (wish.raw_ids, wish.purge)
+    waiting = open_request(record)
     if waiting is not None:
-        _log.warning("request %d of %s is not finished; it is served first", waiting.number, record.folder)
-        _serve(record, sources, waiting, None, lambda _: None)
+        same = _names_same(record, sources, wish, waiting)
+        if same:
+            set_purge(record, waiting.number, purge)
+        finishing = terms_to_finish(record, waiting, terms)
+        result = _serve(record, sources, waiting, raw_ids if same else None, aggregate, finishing)
+        if same and is_met(result.guarantee, terms.guarantee):
+            return result
+        wish = None if same else wish  # resolved again it could name one more of several copies
+    resolution, work = intended(record, sources, wish, terms)
+    if work is None:
+        close_unneeded(record, resolution.entries)
+        load_last(record, sources.learner)
+        removed = record.settle() if purge == "delete" else ()
+        return replace(unchanged(record, resolution, removed), model=aggregate(record))
+    request = accept(
+        record, work.change, work.target, resolution.entries, purge, work.standing.method, work.standing.edited
+    )
+    result = _serve(record, sources, request, raw_ids, aggregate, terms, work)
+    audit = {**result.audit, "equal_rows_left": resolution.equal}
+    return replace(result, audit=audit, notes=(*notes_on(resolution), *result.notes))
 
 
-def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenRequest) -> bool:
+def _names_same(record: Record, sources: Sources, wish: Wish | None, waiting: OpenRequest) -> bool:
     """Whether a wish names the multiset of a request that is not finished.
 
     Resolved against the record as it was when that request came, so that the rerun of a request that was
     killed after its commit does not strike one more copy.
     """
-    samples = record.samples()
+    if wish is None:
+        return waiting.change.is_empty
+    if wish.queued:
+        return is_served_by(record.ledger, waiting.number) and not waiting_entries(record.ledger)
+    samples, wish = record.samples(), drawn(record, wish)
     if waiting.state == "pending":
         return resolve(record, samples, hold(samples, sources.roster), wish).change.same_request(waiting.change)
     known, rest = waiting.change, wish
@@ -276,46 +289,24 @@ def _names_same(record: Record, sources: Sources, wish: Wish, waiting: OpenReque
     return known.same_request(found) if rest is wish else known.covers(found)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a request has to do: its change, the record as it will be, the rows at hand for it, the stages to train."""
-
-    change: Change
-    target: Target
-    holdings: Holdings
-    todo: list[Stage]
-
-
-def _intended(record: Record, sources: Sources, wish: Wish) -> tuple[Resolution, _Work | None]:
-    """Resolve a wish and say what the record would become; None where nothing is left to change."""
-    samples = record.samples()
-    holdings = holdings_of(record, samples, sources.roster, absent_asked=wish.missing, new_asked=wish.admits)
-    resolution = resolve(record, samples, holdings, wish)
-    found = resolution.change
-    if found.is_empty:
-        return resolution, None
-    strikes = replace(found.strikes, orphans=orphans_of(record, samples, found))
-    return resolution, _feasible(record, sources, samples, replace(found, strikes=strikes))
-
-
 def _serve(
     record: Record, sources: Sources, request: OpenRequest, raw_ids: tuple[bytes, ...] | None,
-    aggregate: Callable[[Record], Any], work: _Work | None = None,
+    aggregate: Callable[[Record], Any], terms: Terms, work: Work | None = None,
 ) -> UnlearnResult:  # fmt: skip
     """Take a request from where it stands to sealed; `work` where it was just worked out."""
     salt = record.ledger.rows("SELECT salt FROM salts WHERE request = ?", (request.number,))
     if request.state == "pending":
-        _build_and_commit(record, sources, request, work)
+        _build_and_commit(record, sources, request, terms, work)
     # Before collection, so that whatever stops that, the model in hand has forgotten.
     load_last(record, sources.learner)
     audit = collect(record, request.number, request.change.strikes, raw_ids)
     stages = record.graph()
-    outcome = next(info.outcome for info in record.requests if info.number == request.number)
-    last = {stage.shard for stage in stages}
+    served = next(info for info in record.requests if info.number == request.number)
+    outcome, last = served.outcome, {stage.shard for stage in stages}
     return UnlearnResult(
         model=aggregate(record),
-        guarantee=exact_guarantee(record, stages, request.change),
-        method=METHOD,
+        guarantee=current_guarantee(record, request.change),
+        method=short_name(served.method),
         request=request.number,
         cost=UnlearnCost(**outcome["cost"]),
         audit=audit,
@@ -325,29 +316,45 @@ def _serve(
         forgotten=int(outcome["rows"]),
         amended=int(outcome["amended"]),
         admitted=int(outcome["admitted"]),
-        notes=left_notes(audit),
+        entries=tuple(entry.number for entry in record.queue if entry.request == request.number),
+        notes=(
+            *trained_again_note(served.method),
+            *inexact_note(record, stages, record.stand_ins()),
+            *left_notes(audit),
+        ),
         salt=salt[0][0].hex() if salt else "",
         committed=tuple(part.hex() for part in request.change.committed()) if salt else (),
     )
 
 
-def _build_and_commit(record: Record, sources: Sources, request: OpenRequest, known: _Work | None) -> None:
+def _build_and_commit(
+    record: Record, sources: Sources, request: OpenRequest, terms: Terms, known: Work | None
+) -> None:  # fmt: skip
     samples = record.samples()
     with _as_before(record, sources.learner, request.number):
-        work = known or _feasible(record, sources, samples, request.change)
-        target = work.target
-        changed = rebuilt(record, target)
-        if work.todo:
+        work = known or work_of(record, sources, samples, request.change, terms)
+        target, standing, change = work.target, work.standing, request.change
+        changed = rebuilt(record, target, standing)
+        if work.todo or work.edit:
             for note in full_retrain_note(changed, target.stages):
                 _log.info("%s", note)
-            sources.learner.session(lambda: build(record, sources, target.samples, work.holdings, work.todo))
-        cost = cost_of(record, target.stages, changed)
-        change = request.change
-        guarantee = as_plain(exact_guarantee(record, target.stages, change))
+            sources.learner.session(lambda: _make(record, sources, request, work))
+        made = coming_states(record, request.number, standing)
+        held = {**standing.kept, **made}
+        cost = cost_of(record, target.stages, changed, made.values())
+        guarantee = as_plain(guarantee_of(record, target.stages, held, change=change))
         counts = {"rows": change.forgotten, "amended": change.amended, "admitted": change.admitted}
         cells = [[stage.shard, stage.slice] for stage in changed]
         outcome = {"cost": asdict(cost), "guarantee": guarantee, "rebuilt": cells, **counts}
-        commit(record, request, samples, target, outcome)
+        # Not always by the method that it was accepted with: a rebuild may finish what another was to do.
+        commit(record, replace(request, method=standing.method), samples, target, outcome, held)
+
+
+def _make(record: Record, sources: Sources, request: OpenRequest, work: Work) -> None:
+    """Train stages and run the method; call where the framework can train."""
+    build(record, sources, work.target.samples, work.holdings, work.todo)
+    if work.edit is not None:
+        make_states(record, sources, request.number, work.edit)
 
 
 @contextmanager
@@ -371,24 +378,10 @@ def _as_before(record: Record, learner: Learner, number: int) -> Iterator[None]:
         raise
 
 
-def _feasible(record: Record, sources: Sources, samples: Samples, change: Change) -> _Work:
-    """Return what there is to do, or refuse where the record that would come of it cannot be built."""
-    target = target_of(record, samples, change)
-    if not target.stages:
-        raise ForgetError(
-            f"after striking {change.forgotten} of {samples.rows} rows nothing is left to train on; delete the model "
-            "and its record instead."
-        )
-    holdings, todo = hold(target.samples, sources.roster), missing_stages(record, target.stages)
-    check_needed(record, samples, target.stages, todo)
-    check_rows(record, target.samples, holdings, sources, todo)
-    return _Work(change, target, holdings, todo)
-
-
 def _release_fit(record: Record, stages: tuple[Stage, ...]) -> None:
     """Write the release of a finished fit, once."""
     with coordinator_lock(record.folder):
         if not record.ledger.rows("SELECT key FROM releases") and not missing_stages(record, stages):
             with record.ledger.writing("release"):
-                write_release(record, None, "fit", b"", as_plain(exact_guarantee(record, stages)), stages)
+                write_release(record, None, FIT, b"", as_plain(guarantee_of(record, stages, {})), stages, {})
                 record.ledger.append_event("fitted", stages=len(stages))

@@ -14,6 +14,7 @@ from pybrush.names import Names
 from pybrush.record import Record
 
 KINDS = ("ids", "subjects", "rows")
+QUEUE_KINDS = ("ids", "subjects", "amend")
 TYPES = ("auto", "int", "str")
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")

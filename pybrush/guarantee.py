@@ -6,10 +6,11 @@ accident. A result never claims more than its method proves. Guide: docs/guarant
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pybrush.errors import ConfigurationError
+from pybrush.errors import ConfigurationError, CorruptRecordError
 
 How = Literal["proved", "measured", "declared"]
 Holds = Literal["yes", "unknown", "violated"]
@@ -108,6 +109,30 @@ Guarantee = Exact | Certified | Empirical
 def as_plain(guarantee: Guarantee) -> dict[str, Any]:
     """Return a guarantee as plain values for JSON, its type under "kind"."""
     return {"kind": type(guarantee).__name__, **asdict(guarantee)}
+
+
+def from_plain(values: Mapping[str, Any]) -> Guarantee:
+    """Return the guarantee that `as_plain` was given, also after its values went through JSON.
+
+    Raises:
+        CorruptRecordError: for members that no guarantee of this kind has.
+    """
+    members = {name: _tupled(value) for name, value in values.items() if name not in ("kind", "assumptions")}
+    if "assumptions" in values:
+        members["assumptions"] = tuple(Assumption(**each) for each in values["assumptions"])
+    try:
+        return _KINDS[values["kind"]](**members)
+    except (TypeError, LookupError, ConfigurationError) as error:
+        raise CorruptRecordError(f"a record holds a guarantee that is none ({error}); restore it.") from error
+
+
+_KINDS: dict[str, type[Exact] | type[Certified] | type[Empirical]] = {
+    kind.__name__: kind for kind in (Exact, Certified, Empirical)
+}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_pair(epsilon: float, delta: float) -> None:

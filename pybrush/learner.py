@@ -79,6 +79,13 @@ class Learner(Protocol):
             seeds: (epoch, purpose) -> seed; all randomness of the stage comes from here.
         """
 
+    def drop_training(self) -> None:
+        """Drop what only further training would need, such as the moments of optimizers.
+
+        An approximate method changes the model; what the forgotten rows left in the rest must not stay in its state,
+        from which nothing is trained.
+        """
+
     def session(self, build: Callable[[], T]) -> T:
         """Run `build` where the framework can train, and return what it returns."""
 

@@ -22,6 +22,7 @@ from pybrush.record.record import Record
 from pybrush.record.samples import Holdings, Samples
 from pybrush.record.store import Manifest
 from pybrush.record.trees import pack
+from pybrush.standing import replaced_stages
 
 __all__ = ["GroupDifference", "Outcome", "Replay", "StageReplay", "Tolerance", "Which", "replay"]
 
@@ -119,7 +120,9 @@ def chosen_stages(record: Record, which: Which) -> list[Stage]:
         ConfigurationError: for stages that the record does not have.
         RecordError: for stages that are not built.
     """
-    graph = record.graph()
+    whole = record.graph()
+    replaced = replaced_stages(record, whole, record.stand_ins())  # an approximate method left nothing to train again
+    graph = tuple(stage for stage in whole if stage not in replaced)
     if which == "all":
         chosen = list(graph)
     elif which == "touched":

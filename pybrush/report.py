@@ -55,7 +55,7 @@ def page(result: UnlearnResult) -> str:
         _table(_cost(result)),
         "<h2>What was erased and checked</h2>",
         _table((name, value) for name, value in result.audit.items() if name != "medium"),
-        f"<p>{escape(result.audit.get('medium', ''))}</p>",
+        *(f"<p>{escape(text)}</p>" for name, text in result.audit.items() if name == "medium"),
     ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -75,6 +75,8 @@ def _summary(result: UnlearnResult) -> list[tuple[str, Any]]:
         ),
         ("trained shards", ", ".join(map(str, result.shards))),
     ]
+    if result.entries:
+        rows.append(("entries of the queue", ", ".join(map(str, result.entries))))
     if result.left_out:
         rows.append(("shards left out (too few rows)", ", ".join(map(str, result.left_out))))
     return rows + [("note", note) for note in result.notes]

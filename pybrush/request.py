@@ -34,6 +34,7 @@ class Roster:
         ids: the id of each row, or None to name rows by content.
         subjects: the subjects (persons) of each row, or None.
         encode: canonical bytes of the raw sample at a position; None where contents are off.
+        days: the day of each row, since 1970-01-01, shape (length,); None: the day on which it is recorded.
 
     Raises:
         IdError: for repeated ids, with their count, and for ids or subjects of the wrong kind or number.
@@ -46,11 +47,14 @@ class Roster:
         ids: Sequence[Any] | None,
         subjects: Sequence[Sequence[Any]] | None,
         encode: Encoder | None,
+        days: NDArray[np.int64] | None = None,
     ) -> None:
         self._namer, self._encode = namer, encode
         self._digests: dict[int, bytes] = {}
         _check_length("ids", ids, length)
         _check_length("subjects", subjects, length)
+        _check_length("times", days, length)
+        self._days, self.has_days = days, days is not None
         self.by_content = ids is None
         self.subjects = _subject_names(namer, subjects, length)
         self.has_subjects = subjects is not None
@@ -76,6 +80,14 @@ class Roster:
         read = self._namer.contents(map(self._encode, unread))
         self._digests.update((p, row.tobytes()) for p, row in zip(unread, read, strict=True))
         return as_names(self._digests[p] for p in wanted)
+
+    def days_of(self, names: Names, otherwise: int) -> NDArray[np.int64]:
+        """Return the earliest day of the rows of each of some names that it has; `otherwise` where none were given."""
+        if self._days is None or not len(names):
+            return np.full(len(names), otherwise, dtype=np.int64)
+        gathered = self.counted
+        earliest = np.minimum.reduceat(self._days[gathered.order], gathered.starts)
+        return earliest[np.searchsorted(sortable(gathered.names), sortable(names))]
 
     def _by_content(self, length: int) -> Names:
         contents = self.contents_at(range(length))
@@ -183,7 +195,7 @@ def _check_once(counts: NDArray[np.int64]) -> None:
         )
 
 
-def _check_length(what: str, values: Sequence[Any] | None, length: int) -> None:
+def _check_length(what: str, values: Sequence[Any] | NDArray[Any] | None, length: int) -> None:
     if values is not None and len(values) != length:
         raise IdError(f"{what} must have one entry for each of the {length} rows; got {len(values)}.")
 

@@ -51,6 +51,7 @@ class UnlearnResult:
         forgotten: rows that this request struck for good, copies counted.
         amended: rows that got another content, or other subjects, under their name.
         admitted: rows that joined, copies counted.
+        entries: entries of the queue that this request served, or that had nothing left to do.
         notes: what the caller should know, one sentence each.
         salt: opens the request's commitment in the events, with `committed`; kept nowhere else, in hexadecimal.
         committed: what the commitment is of, the rows of the pending file in parts, in hexadecimal; personal data.
@@ -68,6 +69,7 @@ class UnlearnResult:
     forgotten: int = 0
     amended: int = 0
     admitted: int = 0
+    entries: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     salt: str = field(default="", repr=False)
     committed: tuple[str, ...] = field(default=(), repr=False)

@@ -1,4 +1,4 @@
-"""What `pybrush plan`, `unlearn`, `verify`, `export` and `info` can be told.
+"""What `pybrush plan`, `unlearn`, `enqueue`, `verify`, `export` and `info` can be told: the shape of their YAML files.
 
 The YAML files in conf/pybrush document each setting and hold the defaults; here are their types, and the checks of
 the words on the command line before Hydra sees them.
@@ -30,6 +30,19 @@ class Forget:
     file: str | None = None
     kind: str = "ids"
     type: str = "auto"
+    before: str | None = None
+    queued: bool = False
+
+
+@dataclass(frozen=True)
+class Later:
+    """The group `forget` of enqueue.yaml."""
+
+    file: str | None = None
+    kind: str = "ids"
+    type: str = "auto"
+    before: str | None = None
+    admit: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,10 +68,34 @@ class UnlearnSettings:
     def __post_init__(self) -> None:
         _one_of("forget.kind", self.forget.kind, forget_file.KINDS)
         _one_of("forget.type", self.forget.type, forget_file.TYPES)
-        if self.missing == (self.forget.file is not None):
-            raise ConfigurationError("say what to forget, in one way: forget.file=FILE or missing=true.")
+        ways = (self.forget.file is not None, self.forget.before is not None, self.forget.queued, self.missing)
+        if sum(ways) != 1:
+            raise ConfigurationError(
+                "say what to forget, in one way: forget.file=FILE, forget.before=DATE, forget.queued=true, or "
+                "missing=true."
+            )
         check_page(self.report)
         check_page(self.receipt, "receipt")
+
+
+@dataclass(frozen=True)
+class EnqueueSettings:
+    """enqueue.yaml.
+
+    Raises:
+        ConfigurationError: for settings that say nothing, or two things.
+    """
+
+    record: str
+    forget: Later = field(default_factory=Later)
+
+    def __post_init__(self) -> None:
+        _one_of("forget.kind", self.forget.kind, forget_file.QUEUE_KINDS)
+        _one_of("forget.type", self.forget.type, forget_file.TYPES)
+        if (self.forget.file is not None) + (self.forget.before is not None) + self.forget.admit != 1:
+            raise ConfigurationError(
+                "say in one way what is to wait: forget.file=FILE, forget.before=DATE or forget.admit=true."
+            )
 
 
 @dataclass(frozen=True)

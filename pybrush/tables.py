@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pybrush.guarantee import Exact
+from pybrush.guarantee import Certified, Exact
 from pybrush.plan import epochs_per_slice, forecast
 from pybrush.plan.forecast import Price, Sizes
 from pybrush.record import Record, RecordInfo, Verification
-from pybrush.record.info import HeldRequest
+from pybrush.record.info import HeldRelease, HeldRequest
 from pybrush.record.receipt import Receipt
 from pybrush.replay import Replay, StageReplay
 from pybrush.result import UnlearnResult
@@ -74,6 +74,7 @@ def show_result(result: UnlearnResult) -> None:
         ("rows forgotten", f"{result.forgotten:,}"),
         *([("rows amended", f"{result.amended:,}")] if result.amended else []),
         *([("rows admitted", f"{result.admitted:,}")] if result.admitted else []),
+        *([("entries of the queue", ", ".join(map(str, result.entries)))] if result.entries else []),
         *_guaranteed(result),
         ("method", result.method),
         ("stages rebuilt", f"{cost.stages_rebuilt} of {cost.stages}"),
@@ -83,6 +84,19 @@ def show_result(result: UnlearnResult) -> None:
         *([("receipt", f"{result.salt} (part of the receipt; kept nowhere else)")] if result.salt else []),
         *(("note", note) for note in result.notes),
     ])  # fmt: skip
+
+
+def show_entry(record: Record, number: int) -> None:
+    """Show an entry that has just come into the queue, and how it is served."""
+    waiting = [entry for entry in record.queue if entry.state == "waiting"]
+    entry = next(entry for entry in waiting if entry.number == number)
+    _show("waiting", [
+        ("record", record.folder),
+        ("entry", number),
+        ("rows in the model", "those that are new when it is served" if entry.kind == "admit" else f"{entry.rows:,}"),
+        ("waiting in all", f"{len(waiting)} entries; what they name stays in the model until they are served"),
+    ])  # fmt: skip
+    show_line(f"to serve them:  pybrush unlearn record={record.folder} forget.queued=true guarantee=exact")
 
 
 _AUDIT = {
@@ -105,9 +119,11 @@ def show_verification(record: Record, found: Verification, receipt: Receipt | No
         ("stages", f"{found.stages} {matching}"),
         *([("of these not opened", f"{found.unopened}: the key ring is not here")] if found.unopened else []),
         ("stages to be built", len(found.missing)),
+        *_replaced(len(found.replaced), found.releases, len(found.secrets)),
         ("rows", f"{found.rows:,}"),
         ("events", f"{found.events} in an unbroken chain"),
         ("unfinished requests", _listed(found.pending)),
+        ("waiting in the queue", _listed(found.queued)),
         ("stages to be collected", len(found.unwanted)),
         ("files of user code", found.artefacts),
         *([("receipt", f"of request {receipt.request}, {receipt.state}: {receipt.rows:,} rows, accepted "
@@ -154,6 +170,8 @@ def show_info(found: RecordInfo) -> None:
         ("shards x slices", f"{found.shards} x {found.slices}, of a fit of {found.epochs} epochs"),
         ("rows of a shard", f"{found.fewest_rows:,} to {found.most_rows:,}"),
         ("stages built", f"{found.stages_built} of {found.stages_wanted}"),
+        *_replaced(found.stages_replaced, len(found.releases), sum(held.has_secret for held in found.releases)),
+        *((f"shard {each.shard}", _origin(each)) for each in found.releases),
         ("constituents", f"{len(found.constituents)} of {found.shards} shards"),
         ("on disk", f"{_bytes(disk.everything)}; stages {_bytes(disk.stages)}, initial state {_bytes(disk.initial)}, "
                     f"ledger {_bytes(disk.ledger)}"),
@@ -162,7 +180,20 @@ def show_info(found: RecordInfo) -> None:
         ("marks of the forgotten", f"{marks.count:,}" + (f", the oldest of {marks.oldest}" if marks.oldest else "")),
         ("requests", ", ".join(states) or "none"),
         *(row for request in found.requests for row in _request_rows(found.folder, request)),
+        *_queue_rows(found),
     ])  # fmt: skip
+
+
+def _replaced(stages: int, states: int, secrets: int) -> Rows:
+    """Return rows on approximate releases, none where there are none."""
+    if states:
+        yield "states of releases", f"{states}, in place of {stages} stages"
+    if secrets:
+        yield "secret states", f"{secrets}; nobody but the owner of the record may read them"
+
+
+def _origin(state: HeldRelease) -> str:
+    return f"{state.guarantee}, by request {state.request}: {state.method}"
 
 
 def _request_rows(folder: str, request: HeldRequest) -> Rows:
@@ -175,6 +206,19 @@ def _request_rows(folder: str, request: HeldRequest) -> Rows:
         "cancel": f"or withdraw it: Record.open({folder!r}).cancel({request.number})",
     }
     yield from (("", ways[way]) for way in request.ways_out)
+
+
+def _queue_rows(found: RecordInfo) -> Rows:
+    """Tell of the entries that are not served; the others stand behind their requests."""
+    open_entries = [entry for entry in found.queue if entry.days is not None]
+    yield "queue", f"{len(open_entries)} of {len(found.queue)} entries are not served" if found.queue else "empty"
+    for entry in open_entries:
+        what = "new rows" if entry.kind == "admit" else f"{entry.kind}, {entry.rows:,} rows"
+        where = "waits" if entry.request is None else f"is taken by request {entry.request}"
+        yield f"entry {entry.number}", f"{where}, {entry.days} days old; {what}; since {entry.enqueued}"
+    if any(entry.request is None for entry in open_entries):
+        yield "", "serve them: unlearn(queued=True)"
+        yield "", f"or take one out: Record.open({found.folder!r}).withdraw(ENTRY)"
 
 
 def show_line(text: str) -> None:
@@ -227,8 +271,21 @@ def _guaranteed(result: UnlearnResult) -> Rows:
     if isinstance(guarantee, Exact):
         yield "same bits as", guarantee.reference
         yield from (("but for", difference) for difference in guarantee.differences)
-        declared = [assumption.name for assumption in guarantee.assumptions if assumption.how != "proved"]
-        yield "taken on trust", _listed(declared)
+        yield from _on_trust(guarantee)
+    elif isinstance(guarantee, Certified):
+        yield "epsilon, delta", f"{guarantee.epsilon:g} nats, {guarantee.delta:g}; {guarantee.scope}"
+        if guarantee.composed is not None:
+            yield "all releases together", "{:g} nats, {:g}".format(*guarantee.composed)
+        yield "against", guarantee.reference
+        yield from _on_trust(guarantee)
+    else:
+        yield from (("found", finding) for finding in guarantee.findings)
+        yield from (("not shown", limitation) for limitation in guarantee.limitations)
+
+
+def _on_trust(guarantee: Exact | Certified) -> Rows:
+    declared = [assumption.name for assumption in guarantee.assumptions if assumption.how != "proved"]
+    yield "taken on trust", _listed(declared)
 
 
 def _listed(value: Any) -> str:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pybrush.days import day_of
 from pybrush.errors import ForgetError
-from pybrush.names import Namer
+from pybrush.names import Namer, Names
 from pybrush.record.artefacts import Purge
 from pybrush.record.resolve import Wish
 from pybrush.request import Roster
@@ -30,13 +31,18 @@ class Asked:
     subjects: Sequence[Any] | None
     missing: bool
     duplicates: Literal["report", "forget"]
+    before: Any = None
+    queued: bool = False
     purge: Purge = "delete"
 
     def __post_init__(self) -> None:
-        alone = [self.ids is not None, self.rows is not None, self.missing]
+        alone = [self.ids is not None, self.rows is not None, self.missing, self.before is not None, self.queued]
         ways = [*alone, self.forget is not None]
         if sum(ways) > 1 or (any(alone) and self.subjects is not None):
-            raise ForgetError("say in one way what to forget: a forget set, ids=, rows=, subjects= or missing=True.")
+            raise ForgetError(
+                "say in one way what to forget: a forget set, ids=, rows=, subjects=, before=, missing=True or "
+                "queued=True."
+            )
         for name in ("ids", "subjects"):
             given = getattr(self, name)
             if isinstance(given, (str, bytes)):
@@ -54,25 +60,32 @@ class Asked:
         return replace(self._named(naming, namer, dataset, roster), purge=self.purge)
 
     def _named(self, naming: Naming, namer: Namer, dataset: Any, roster: Roster) -> Wish:
-        subjects = None if self.subjects is None else namer.subjects(self.subjects)
+        if self.queued or self.before is not None:
+            before = None if self.before is None else day_of(self.before)
+            return Wish(queued=self.queued, before=before, duplicates=self.duplicates, raw_ids=None)
         if self.ids is not None:
-            if naming.kind != "ids":
-                raise ForgetError(
-                    f"this record names samples by {naming.kind}; pass rows=, forget=, subjects= or missing."
-                )
-            return Wish(names=namer.samples(self.ids), duplicates=self.duplicates, raw_ids=_long_ids(self.ids))
+            return self._ids_wish(self.ids, naming, namer)
         if self.rows is not None:
             return self._rows_wish(_positions(self.rows, len(roster)), naming, dataset, roster)
+        subjects = None if self.subjects is None else namer.subjects(self.subjects)
         if self.forget is None:
             raw = _long_ids(self.subjects or ())
             return Wish(subjects=subjects, missing=self.missing, duplicates=self.duplicates, raw_ids=raw)
+        return self._forget_wish(subjects, naming, namer, dataset, roster)
+
+    def _ids_wish(self, ids: Sequence[Any], naming: Naming, namer: Namer) -> Wish:
+        if naming.kind != "ids":
+            raise ForgetError(f"this record names samples by {naming.kind}; pass rows=, forget=, subjects= or missing.")
+        return Wish(names=namer.samples(ids), duplicates=self.duplicates, raw_ids=_long_ids(ids))
+
+    def _forget_wish(self, subjects: Names | None, naming: Naming, namer: Namer, dataset: Any, roster: Roster) -> Wish:
+        """Match a forget set: by walking to the training data, by its own ids, or by the content of its rows."""
         forgotten = forget_dataset(self.forget)
         inside = rows_inside(forgotten, dataset)
         if inside is not None and subjects is None:
             return self._rows_wish(sorted(set(inside)), naming, dataset, roster)
         if naming.kind == "ids" and (isinstance(naming.ids, str) or callable(naming.ids)):
-            given = naming.ids_of(forgotten)
-            return Wish(names=namer.samples(given), duplicates=self.duplicates, raw_ids=_long_ids(given))
+            return self._ids_wish(naming.ids_of(forgotten), naming, namer)
         contents = namer.contents(map(naming.reader(forgotten), range(len(forgotten))))
         return Wish(contents=contents, subjects=subjects, duplicates=self.duplicates)
 

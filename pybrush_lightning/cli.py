@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-_TAKEN = ("rows", "missing", "guarantee", "method", "duplicates", "purge", "dry_run")
+_TAKEN = ("rows", "missing", "before", "queued", "guarantee", "method", "duplicates", "purge", "dry_run")
 """Arguments of `trainer.unlearn` that a command line may hold; ids and persons come from a file."""
 
 _SKIPPED = set(inspect.signature(unlearn).parameters) - set(_TAKEN)
@@ -100,8 +100,12 @@ class Unlearning(Base):
         given = self.config_init["unlearn"]
         if given.ckpt_path is not None:
             raise ForgetError("a request starts from its record and from no checkpoint; leave ckpt_path out.")
-        if (given.forget_file is not None) + (asked["rows"] is not None) + asked["missing"] != 1:
-            raise ForgetError("say in one way what to forget: --forget_file FILE, --rows '[3, 17]' or --missing true.")
+        ways = (given.forget_file, asked["rows"], asked["before"], asked["missing"] or None, asked["queued"] or None)
+        if sum(way is not None for way in ways) != 1:
+            raise ForgetError(
+                "say in one way what to forget: --forget_file FILE, --rows '[3, 17]', --before 2026-01-31, --missing "
+                "true or --queued true."
+            )
         check_page(given.report)
         if given.forget_file is not None:
             asked |= self._named(Path(given.forget_file).expanduser(), given.forget_kind, given.forget_type)
@@ -126,12 +130,12 @@ def _check_written(config: Any) -> None:
     callbacks = config.trainer.get("callbacks") or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         given = callback.get("init_args") or {}
-        for name in ("ids", "subjects", "key"):
+        for name in ("ids", "subjects", "times", "key"):
             value = given.get(name)
             if callback.class_path.endswith(".SISA") and (isinstance(value, list) or (name == "key" and value)):
                 raise ConfigurationError(
                     f"{name} of SISA would be written into the log folder with the rest of the configuration, where no "
-                    "request erases it. Name a column of the data set for ids and subjects, and leave key to its file."
+                    "request erases it. Name a column of the data set instead, and leave key to its file."
                 )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import GradClipAlgorithmType
 
 from pybrush.errors import ConfigurationError
-from pybrush.record.record import RecordPlan
+from pybrush.record.plan import RecordPlan
 from pybrush_lightning import _private
 from pybrush_lightning.around_fit import Given
 from pybrush_lightning.compiled import unwrapped

@@ -27,6 +27,7 @@ Digests = dict[str, str]
 """Place, in words -> digest of what is there."""
 
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_GLOBAL = {id(torch.default_generator), *(id(vars(module)["random"].__self__) for module in (random, np.random))}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _SAMPLED = 64
 """Elements of an array that are looked at."""
@@ -49,7 +50,8 @@ class Hidden:
     def generators(self) -> Digests:
         """Return a digest of each generator; the global ones are seeded for every stage and do not count."""
         named = [*self._generators, *((p, v) for p, v in self._variables() if isinstance(v, _GENERATORS))]
-        return {place: _of_generator(value) for place, value in named if value is not torch.default_generator}
+        once = {id(value): (place, value) for place, value in reversed(named) if id(value) not in _GLOBAL}
+        return {place: _of_generator(value) for place, value in once.values()}
 
     def values(self) -> Digests:
         """Return a digest of each variable that holds plain values, containers, arrays or tensors."""
@@ -59,7 +61,9 @@ class Hidden:
     def _variables(self) -> Iterator[Place]:
         for function in self._functions:
             for name, value in variables(function):
-                yield f"{name} of {function.__qualname__}", value
+                # A global is one variable, however many functions read it.
+                owner = function.__module__ if name.startswith("global ") else function.__qualname__
+                yield f"{name} of {owner}", value
         for kind in self._classes:
             for name, value in vars(kind).items():
                 if not name.startswith("__"):

@@ -132,8 +132,15 @@ class LightningLearner:
         The last stage that was built may be another shard's, and a checkpoint that the user saves now
         holds the optimizers too.
         """
-        if self.trainer.optimizers and self._optimization is not None:
-            state.write_optimization(self.trainer, copy.deepcopy(self._optimization))
+        held = self._optimization or {}
+        if "optimizers" not in held:  # an approximate method left the module
+            renew(self.trainer.optimizers, self.trainer.lr_scheduler_configs)
+        elif self.trainer.optimizers:
+            state.write_optimization(self.trainer, copy.deepcopy(held))
+
+    def drop_training(self) -> None:
+        """Drop the state of optimizers and schedulers."""
+        self._optimization = None
 
     def session(self, build: Callable[[], T]) -> T:
         """Run a build inside trainer.fit; directly where a fit is already running."""

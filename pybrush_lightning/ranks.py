@@ -178,6 +178,10 @@ class Leader:
         trained: Trained = self._do(_TrainStage(rows, horizon, seeds))
         return trained
 
+    def drop_training(self) -> None:
+        """Drop the state of optimizers and schedulers; the other ranks are told with the next state."""
+        self.learner.drop_training()
+
     def session(self, build: Callable[[], T]) -> T:
         """Call a build, which is inside of a fit already."""
         return build()

@@ -6,7 +6,7 @@ training data set, which reads no data; (2) by its own ids; (3) by the content o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from pybrush.content import encode
+from pybrush.days import days_of
 from pybrush.errors import ConfigurationError, IdError
 from pybrush.hashing import chained
 from pybrush.names import Namer
@@ -35,12 +36,14 @@ class Naming:
         subjects: a column's name, a sequence, a callable of the data set, or None.
         content: "digest" or "off".
         content_of: takes a raw sample and returns what of it is compared, for samples of other types.
+        times: the date of each row: a column's name, a sequence, a callable of the data set, or None: when recorded.
     """
 
     ids: IdSource = "content"
     subjects: IdSource | None = None
     content: str = "digest"
     content_of: Callable[[Any], Any] | None = None
+    times: IdSource | None = None
 
     def __post_init__(self) -> None:
         if self.content not in ("digest", "off"):
@@ -67,7 +70,9 @@ class Naming:
         ids = None if self.by_content else self.ids_of(dataset)
         subjects = None if self.subjects is None else [_people(row) for row in _column(self.subjects, dataset)]
         self._check(dataset)
-        return Roster(namer, len(dataset), ids, subjects, None if self.content == "off" else self.reader(dataset))
+        days = None if self.times is None else np.asarray(_column(self.times, dataset, days_of), dtype=np.int64)
+        encode = None if self.content == "off" else self.reader(dataset)
+        return Roster(namer, len(dataset), ids, subjects, encode, days)
 
     def _check(self, dataset: Any) -> None:
         """Refuse a data set whose rows cannot be trained on the same way twice, or not be named."""
@@ -152,27 +157,36 @@ def _shared_base(dataset: Subset[Any], training: Any) -> list[int] | None:
         return None
 
 
-def _column(source: IdSource, dataset: Any) -> list[Any]:
-    """Return one entry for each row from a column's name, a sequence, or a callable of the data set."""
+def _listed(values: Any) -> list[Any]:
+    return values.tolist() if isinstance(values, (np.ndarray, torch.Tensor)) else list(values)
+
+
+def _column(source: IdSource, dataset: Any, read: Callable[[Any], Iterable[Any]] = _listed) -> list[Any]:
+    """Return one entry for each row from a column's name, a sequence, or a callable of the data set.
+
+    Args:
+        source: where the entries come from.
+        dataset: the data set.
+        read: turns what was found there into entries.
+    """
     if isinstance(source, str):
-        values = _named_column(source, dataset)
+        rows = _named_column(source, dataset, read)
     else:
-        values = source(dataset) if callable(source) else source
-    rows = values.tolist() if isinstance(values, (np.ndarray, torch.Tensor)) else list(values)
+        rows = list(read(source(dataset) if callable(source) else source))
     if len(rows) != len(dataset):
-        raise IdError(f"ids and subjects need one entry for each of the {len(dataset)} rows; got {len(rows)}.")
+        raise IdError(f"ids, subjects and times need one entry for each of the {len(dataset)} rows; got {len(rows)}.")
     return rows
 
 
-def _named_column(name: str, dataset: Any) -> Any:
+def _named_column(name: str, dataset: Any, read: Callable[[Any], Iterable[Any]]) -> list[Any]:
     """Return a column by name: an attribute, a column of a table, or that of the data set below a Subset."""
     if isinstance(dataset, Subset):
-        below = _column(name, dataset.dataset)
+        below = _column(name, dataset.dataset, read)
         return [below[int(i)] for i in dataset.indices]
     if name in (getattr(dataset, "column_names", None) or ()):
-        return dataset[name]
+        return list(read(dataset[name]))
     if hasattr(dataset, name):
-        return getattr(dataset, name)
+        return list(read(getattr(dataset, name)))
     raise IdError(
         f"the data set {type(dataset).__name__} has no column or attribute {name!r}; pass the name of one, a sequence "
         "with one entry a row, or a callable that takes the data set."

@@ -13,9 +13,11 @@ from pybrush import forget as core
 from pybrush.build import Sources
 from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Learner
+from pybrush.method import ApproximateMethod, Terms
 from pybrush.record import Record
-from pybrush.record.record import RecordPlan
+from pybrush.record.plan import RecordPlan
 from pybrush.result import UnlearnResult
+from pybrush.standing import check_auto
 from pybrush_lightning import _private, ranks
 from pybrush_lightning.aggregate import AggregateModule
 from pybrush_lightning.around_fit import Around, Given, Held, Job, loaders_of
@@ -35,39 +37,50 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How the caller wants it done."""
+class How:
+    """How the caller wants it done.
 
-    method: str
-    guarantee: Any
+    Attributes:
+        method: as it was given.
+        terms: method and guarantee as the core takes them.
+        dry_run: only say what would be done.
+    """
+
+    method: str | ApproximateMethod
+    terms: Terms
     dry_run: bool
 
 
-def serve_here(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, terms: Terms) -> UnlearnResult:
+def serve_here(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, how: How) -> UnlearnResult:
     """Serve a request in the one process that there is; only what is trained runs inside of a fit."""
-    record = _checked(sisa, terms)
+    record = _checked(sisa, how)
     with recorded_settings(trainer, record.plan):
         learner = learner_here(trainer, sisa, given, record)
         learner.run_fit = lambda build: in_fit(trainer, sisa, given, Job(build))
-        served = _Request(trainer, sisa, record, learner.plan).serve(learner, asked, terms.dry_run)
+        served = _Request(trainer, sisa, record, learner.plan).serve(learner, asked, how)
         _take_over(learner, given, served)
     return _result(given, served)
 
 
-def serve_on_ranks(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, terms: Terms) -> UnlearnResult:
+def serve_on_ranks(trainer: Trainer, sisa: SISA, given: Given, asked: Asked, how: How) -> UnlearnResult:
     """Serve a request on all ranks, inside of one fit: in a new process the other ranks begin with it."""
+    if how.terms.method is not None:
+        raise UnsupportedError(
+            f"the method {how.terms.method.name!r} runs in one process, and this trainer has {trainer.world_size}. "
+            "Leave out method=, so that stages are rebuilt."
+        )
 
     def run(learner: LightningLearner) -> _Served:
         def work(leader: Learner) -> _Served:
-            return _Request(trainer, sisa, _checked(sisa, terms), learner.plan).serve(leader, asked, terms.dry_run)
+            return _Request(trainer, sisa, _checked(sisa, how), learner.plan).serve(leader, asked, how)
 
         served = ranks.together(trainer, learner, work)
-        if terms.dry_run:
+        if how.dry_run:
             sisa.undo(trainer, given.module)  # the sanity check may have moved buffers
         _take_over(learner, given, served)
         return served
 
-    return _result(given, on_ranks(trainer, sisa, given, lambda: _checked(sisa, terms), run))
+    return _result(given, on_ranks(trainer, sisa, given, lambda: _checked(sisa, how), run))
 
 
 def learner_here(trainer: Trainer, sisa: SISA, given: Given, record: Record) -> LightningLearner:
@@ -138,9 +151,9 @@ def sources_of(record: Record, trainer: Trainer, sisa: SISA, learner: Learner, p
     return Sources(learner, plan, sisa.naming.roster(plan.dataset, record.names))
 
 
-def _checked(sisa: SISA, terms: Terms) -> Record:
+def _checked(sisa: SISA, how: How) -> Record:
     record = record_of(sisa)
-    core.check_auto(record, terms.method, terms.guarantee)
+    check_auto(record, how.method, how.terms.guarantee)
     return record
 
 
@@ -210,19 +223,19 @@ class _Request:
     record: Record
     plan: LoaderPlan
 
-    def serve(self, learner: Learner, asked: Asked, dry_run: bool) -> _Served:
+    def serve(self, learner: Learner, asked: Asked, how: How) -> _Served:
         """Compare fingerprints, name the rows, and let the core do the rest."""
         record, sisa = self.record, self.sisa
         sources = sources_of(record, self.trainer, sisa, learner, self.plan)
         wish = asked.wish(sisa.naming, record.names, self.plan.dataset, sources.roster)
         before = record.constituents()
         try:
-            result = core.unlearn(record, sources, wish, aggregate=lambda _: None, dry_run=dry_run)
+            result = core.unlearn(record, sources, wish, aggregate=lambda _: None, terms=how.terms, dry_run=how.dry_run)
         except BaseException as error:
             if record.constituents() == before:
                 raise
             return _Served(ranks.Failure.of(error), sisa.members(), Held.of(record))
-        return _Served(result, sisa.members(), None if dry_run else Held.of(record))
+        return _Served(result, sisa.members(), None if how.dry_run else Held.of(record))
 
 
 def sisa_of(trainer: Trainer) -> SISA:

@@ -85,6 +85,8 @@ class SISA(_private.CallbackBase):
         content_of: takes a raw sample and returns what is to be compared, for samples of unusual types.
         encrypt: whether each stage is encrypted under a key of its own, which a request destroys with the stage; fixed
             by the first fit. None: the record's, else False. The keys lie beside the record, in `<record>.keys`.
+        times: the date of each row, for retention windows: a column's name, a sequence or a callable; None: the day
+            on which it is recorded.
 
     Raises:
         ConfigurationError: for values that cannot work.
@@ -109,6 +111,7 @@ class SISA(_private.CallbackBase):
         rebuild_all: bool = False,
         content_of: Callable[[Any], Any] | None = None,
         encrypt: bool | None = None,
+        times: IdSource | None = None,
     ) -> None:
         super().__init__()
         if rebuild_all:
@@ -119,7 +122,7 @@ class SISA(_private.CallbackBase):
         self.shards = None if shards is None else positive("shards", shards)
         self.slices = None if slices is None else positive("slices", slices)
         self.record = Path(record).absolute()  # some frameworks change the working folder later
-        self.naming = Naming(ids, subjects, content, content_of)
+        self.naming = Naming(ids, subjects, content, content_of, times)
         self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
         _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
         check_encrypt(encrypt)

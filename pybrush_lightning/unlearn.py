@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 
-from pybrush import forget as core
 from pybrush.errors import ConfigurationError, UnsupportedError
+from pybrush.method import ApproximateMethod, terms_of
 from pybrush.record.artefacts import check_purge
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, checkpoints, ranks
@@ -23,7 +23,7 @@ from pybrush_lightning.asked import Asked
 from pybrush_lightning.given import completed
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.resume import look_in_stages
-from pybrush_lightning.serving import Terms, serve_here, serve_on_ranks, sisa_of
+from pybrush_lightning.serving import How, serve_here, serve_on_ranks, sisa_of
 from pybrush_lightning.sisa import SISA
 from pybrush_lightning.spawned import after_spawn
 
@@ -38,12 +38,14 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
     ids: Sequence[Any] | None = None,
     rows: Sequence[int] | None = None,
     subjects: Sequence[Any] | None = None,
+    before: Any = None,
+    queued: bool = False,
     model: LightningModule | None = None,
     train_dataloaders: Any = None,
     val_dataloaders: Any = None,
     datamodule: Any = None,
     retain: Any = None,
-    method: str = "auto",
+    method: str | ApproximateMethod = "auto",
     guarantee: Any = None,
     audit: Any = None,
     purge: Literal["delete", "list"] = "delete",
@@ -61,13 +63,18 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         ids: ids of the samples to forget, as given to SISA.
         rows: positions in the training data set as it is now.
         subjects: persons of whom everything is forgotten; with `forget`, whose rows are meant.
+        before: a date; every row whose day is earlier is forgotten: the day given by SISA(times=...), else that on
+            which it was recorded.
+        queued: serve everything that waits in the record's queue, in one request.
         model: the module; None: the one that this trainer fitted.
         train_dataloaders: the training loader; None: the one of the fit in this process.
         val_dataloaders: the validation loaders, if something monitors them.
         datamodule: in place of the loaders.
-        retain: must be None; approximate methods will take it.
-        method: "auto" or "rebuild".
-        guarantee: None, "exact", or a Budget.
+        retain: must be None; a method is given the recorded rows that stay.
+        method: "auto" or "rebuild", or a method that does not train again, as `pybrush.method.ApproximateMethod`
+            describes it.
+        guarantee: what the record as a whole must guarantee afterwards: None, "exact", or a Budget. Whatever earlier
+            requests left that is weaker is rebuilt.
         audit: must be None; statistical audits come with their own version.
         purge: "delete": registered checkpoints of stages that saw the samples are removed, and those that earlier
             requests left. "list": they stay and are listed in `result.audit`; the request is then incomplete, and
@@ -90,7 +97,7 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         retain=retain is not None, audit=audit is not None,
         accept_changes=bool(accept_changes), rebuild_all=rebuild_all,
     )  # fmt: skip
-    core.check_guarantee(method, guarantee)
+    how = How(method, terms_of(method, guarantee), dry_run)
     check_purge(purge)
     if duplicates not in ("report", "forget"):
         raise ConfigurationError(f"duplicates must be 'report' or 'forget'; got {duplicates!r}.")
@@ -100,10 +107,10 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         )
     sisa = sisa_of(trainer)
     given = completed(Given(model, train_dataloaders, val_dataloaders, datamodule), sisa.given)
-    asked = Asked(forget, ids, rows, subjects, missing, duplicates, purge)
+    asked = Asked(forget, ids, rows, subjects, missing, duplicates, before, queued, purge)
     serve = serve_on_ranks if ranks.is_many(trainer) else serve_here
     with kept_randomness():
-        return serve(trainer, sisa, given, asked, Terms(method, guarantee, dry_run))
+        return serve(trainer, sisa, given, asked, how)
 
 
 def _check_unused(**given: bool) -> None:

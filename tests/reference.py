@@ -70,6 +70,10 @@ def seed_of(seed, shard, last, epoch, purpose, rank=0):
     return word(b"seed", numbers(seed, shard, last, epoch, rank), purpose.encode())
 
 
+def release_seed(seed, release, shard, purpose):
+    return word(b"release", numbers(seed), bytes.fromhex(release), numbers(shard), purpose.encode())
+
+
 def batches(order, size, drop_last=False):
     if len(order) <= size:
         return [order] if order else []

@@ -79,6 +79,26 @@ class Seeds:
         return word(b"seed", where, purpose.encode("utf-8"))
 
 
+@dataclass(frozen=True)
+class ReleaseSeeds:
+    """The seeds of an approximate method at one shard.
+
+    Attributes:
+        seed: the record's.
+        release: key of the release that the method makes, 64 hexadecimal digits.
+        shard: counted from 0.
+    """
+
+    seed: int
+    release: str
+    shard: int
+
+    def __call__(self, purpose: str) -> int:
+        """Return 64 bits for a purpose, the same whenever the release is made again after a crash."""
+        where = u64(self.seed) + bytes.fromhex(self.release) + u64(self.shard)
+        return word(b"release", where, purpose.encode("utf-8"))
+
+
 def batch_sizes(rows: int, batch_size: int, drop_last: bool) -> list[int]:
     """Return the sizes of the batches of one epoch.
 

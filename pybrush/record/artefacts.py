@@ -72,8 +72,8 @@ def settle(record: Record) -> tuple[str, ...]:
 
 
 def _remove(record: Record, rows: dict[str, str]) -> dict[str, Any]:
-    found = sorted(path for path in rows.values() if Path(path).exists())
-    absent = sorted(set(rows.values()) - set(found))
+    absent = _absent(record, rows)
+    found = sorted(set(rows.values()) - set(absent))
     were_left = rows.keys() & _paths(record, _LEFT).keys()
     for path in rows.values():
         erase(Path(path))
@@ -82,6 +82,17 @@ def _remove(record: Record, rows: dict[str, str]) -> dict[str, Any]:
         if were_left:
             record.ledger.append_event("settled", artefacts=len(were_left))
     return {"artefacts_unlinked": found, "absent": absent}
+
+
+def _absent(record: Record, rows: dict[str, str]) -> list[str]:
+    """Return which files somebody else removed; noted before any is removed here, for a rerun after a crash."""
+    noted = dict(record.ledger.rows("SELECT path, kind FROM artefacts WHERE kind IN ('absent', 'unlinking')"))
+    new = {stored: "unlinking" if Path(path).exists() else "absent" for stored, path in rows.items()}
+    if new.keys() - noted.keys():
+        with record.ledger.writing("absent"):
+            for stored in new.keys() - noted.keys():
+                record.ledger.change("UPDATE artefacts SET kind = ? WHERE path = ?", (new[stored], stored))
+    return sorted(path for stored, path in rows.items() if (new | noted)[stored] == "absent")
 
 
 def _leave(record: Record, number: int) -> dict[str, Any]:

@@ -24,15 +24,16 @@ def check_needed(record: Record, samples: Samples, stages: Sequence[Stage], todo
     Args:
         record: the record.
         samples: what it holds now.
-        stages: of the record as it will be.
-        todo: those of them without a state.
+        stages: of the record as it will be; those of which a release's state serves the shard need no state.
+        todo: those of them that are to be trained.
 
     Raises:
         CorruptRecordError: at the first file or row that is not what was recorded.
     """
     check_some_cells(record, samples, {stage.shard for stage in todo})
     unbuilt = {stage.key for stage in todo}
-    kept = {stage.key: check_place(record, stage) for stage in stages if stage.key not in unbuilt}
+    built = [stage for stage in stages if stage.key not in unbuilt and record.store.has(stage.key)]
+    kept = {stage.key: check_place(record, stage) for stage in built}
     used = {stage.parent for stage in todo} | {stage.key for stage in constituents(stages).values()}
     leaning = False
     for key in sorted(used & kept.keys()):

@@ -1,11 +1,10 @@
-"""Whether the states on disk are those that manifests, graph and release name.
+"""Whether the stages on disk are those that manifests and graph name.
 
 Each function raises CorruptRecordError at the first thing that does not fit.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from pybrush.errors import CorruptRecordError
@@ -48,21 +47,6 @@ def check_digests(record: Record, keys: Iterable[str]) -> None:
     """Check every byte of some states against their manifests."""
     for key in keys:
         record.store.check(key)
-
-
-def check_release(record: Record) -> None:
-    """Look that what the current release hands out is what the stages hold: a state and its manifest could agree."""
-    for (text,) in record.ledger.rows("SELECT constituents FROM releases"):
-        released = json.loads(text)
-        held = {
-            str(shard): {"key": key, "sha256": record.store.manifest(key).sha256}
-            for shard, key in record.constituents().items()
-            if record.store.has(key)  # one that is missing is told of as missing
-        }
-        released = {shard: state for shard, state in released.items() if record.store.has(state["key"])}
-        if released != held:
-            wrong = sorted(shard for shard in released.keys() | held.keys() if released.get(shard) != held.get(shard))
-            raise CorruptRecordError(f"the constituents of shards {', '.join(wrong)} are not those that were released.")
 
 
 def check_place(record: Record, stage: Stage) -> Manifest:

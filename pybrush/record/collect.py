@@ -90,15 +90,17 @@ def remove_unwanted(record: Record, clear: Callable[[Record], dict[str, Any]]) -
         record: the record.
         clear: deals with the artefacts, and says what it did.
     """
+    record.store.vault.check_current(record.ledger)
+    record.store.vault.note_latest(record.ledger)
     wanted = record.ledger.wanted()
     cleared = clear(record)
-    stages = sorted(record.store.keys() - wanted)
-    keys = sum(record.store.discard(key) for key in stages)
+    stages, releases = sorted(record.store.keys() - wanted), sorted(record.store.release_keys() - wanted)
+    keys = sum(record.store.discard(key) for key in [*stages, *releases])
     record.store.sweep(wanted)
     for entry in entries(record.folder / "quarantine"):
         erase(entry)
     destroyed = {} if record.plan.encryption is None else {"keys_destroyed": keys}
-    return {"stages_unlinked": len(stages), **destroyed, **cleared}
+    return {"stages_unlinked": len(stages), "release_states_unlinked": len(releases), **destroyed, **cleared}
 
 
 def _medium(record: Record) -> dict[str, Any]:

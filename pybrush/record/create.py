@@ -23,7 +23,8 @@ from pybrush.record.fingerprint import plain, semantic_digest
 from pybrush.record.keyring import make_ring
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
-from pybrush.record.record import Naming, OrderKind, Record, RecordPlan, write_plan
+from pybrush.record.plan import Naming, OrderKind, RecordPlan, write_plan
+from pybrush.record.record import Record
 from pybrush.record.samples import Samples, record_roster, write_samples
 from pybrush.record.secret import KeySource, find_or_draw_key, keep_key
 from pybrush.record.store import Manifest, StageStore

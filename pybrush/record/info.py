@@ -7,6 +7,7 @@ so that a million samples never lie in memory. Whether all of it is true is aske
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from typing import Literal
 from pybrush.errors import CorruptRecordError
 from pybrush.record.artefacts import left
 from pybrush.record.ledger import days_since
-from pybrush.record.record import Record, RequestInfo
+from pybrush.record.queue import QueueEntry, entries_of
+from pybrush.record.record import Record
+from pybrush.record.releases import commitment_of, is_rebuild, links_of, next_release, release_manifest, state_keys
+from pybrush.record.requests import RequestInfo
 from pybrush.record.transaction import UNFINISHED
 
 Way = Literal["unlearn", "cancel"]
@@ -28,12 +32,14 @@ class DiskBytes:
 
     Attributes:
         stages: of all trained stages that are published.
+        releases: of the states that approximate methods left.
         initial: of the initial state.
         ledger: of the ledger.
         everything: of every file in the record's folder, these included.
     """
 
     stages: int
+    releases: int
     initial: int
     ledger: int
     everything: int
@@ -83,6 +89,27 @@ class HeldRequest:
 
 
 @dataclass(frozen=True)
+class HeldRelease:
+    """A state that an approximate method left, and that serves a shard until the shard is rebuilt.
+
+    Attributes:
+        shard: counted from 0.
+        key: the state's.
+        request: number of the request that made it.
+        method: the method, with its settings.
+        guarantee: "Certified" or "Empirical", of this shard.
+        has_secret: whether a second state lies beside it that nobody but the record's owner may read.
+    """
+
+    shard: int
+    key: str
+    request: int
+    method: str
+    guarantee: str
+    has_secret: bool
+
+
+@dataclass(frozen=True)
 class Suppressions:
     """Marks of what was forgotten, so that it is not trained on again.
 
@@ -114,12 +141,16 @@ class RecordInfo:
         fewest_rows: rows of the smallest shard. most_rows: rows of the largest.
         stages_built: stages on disk, of those that are wanted.
         stages_wanted: stages that the samples call for, and those that an unfinished request does.
-        constituents: shard -> key of its last stage, of the shards where that is built.
+        stages_replaced: of these, stages without a state for which that of an approximate release stands.
+        guarantee: kind of the guarantee of the record as a whole, as of its last release; None before the fit ended.
+        releases: what approximate methods left, one entry a shard.
+        constituents: shard -> key of what serves it, its last stage or a release's state, where that is stored.
         disk: bytes on disk.
         artefacts: files that user code wrote.
         suppressions: marks of what was forgotten.
         request_states: state -> number of requests in it.
         requests: all requests, in the order in which they came.
+        queue: all entries of the queue, in the order in which they came; those that wait have their age in days.
     """
 
     folder: str
@@ -138,12 +169,16 @@ class RecordInfo:
     most_rows: int
     stages_built: int
     stages_wanted: int
+    stages_replaced: int
+    guarantee: str | None
+    releases: tuple[HeldRelease, ...]
     constituents: Mapping[int, str]
     disk: DiskBytes
     artefacts: HeldArtefacts
     suppressions: Suppressions
     request_states: Mapping[str, int]
     requests: tuple[HeldRequest, ...]
+    queue: tuple[QueueEntry, ...]
 
 
 def info(record: Record) -> RecordInfo:
@@ -154,10 +189,13 @@ def info(record: Record) -> RecordInfo:
         ((samples,),) = ledger.rows("SELECT count(*) FROM samples")
         ((subjects,),) = ledger.rows("SELECT count(DISTINCT subject) FROM subjects")
         shard_rows = _shard_rows(record)
-        wanted, constituents = ledger.wanted(), record.constituents()
+        wanted, constituents, held = _wanted_stages(record), record.constituents(), record.stand_ins()
+        replaced = {stage.key for stage in record.graph() if stage.shard in held}
+        released = ledger.rows("SELECT guarantee FROM releases")
         artefacts, were_left = list(record.artefacts()), len(left(record))
         (marks,) = ledger.rows("SELECT count(*), min(since) FROM suppressions")
         requests = tuple(map(_held_request, record.requests))
+        queue = entries_of(ledger)
     # Looked at afterwards: whoever wants to write to the ledger waits for as long as it is read.
     return RecordInfo(
         folder=str(record.folder),
@@ -176,12 +214,18 @@ def info(record: Record) -> RecordInfo:
         most_rows=max(shard_rows),
         stages_built=len(wanted & record.store.keys()),
         stages_wanted=len(wanted),
+        stages_replaced=len(replaced - record.store.keys()),
+        guarantee=json.loads(released[0][0])["kind"] if released else None,
+        releases=tuple(
+            _held_release(record, shard, key) for shard, key in sorted(held.items()) if record.store.has(key)
+        ),
         constituents={shard: key for shard, key in constituents.items() if record.store.has(key)},
         disk=_disk_bytes(record),
         artefacts=_held_artefacts(artefacts, were_left),
         suppressions=Suppressions(*marks),
         request_states=dict(Counter(request.state for request in requests)),
         requests=requests,
+        queue=queue,
     )
 
 
@@ -196,6 +240,22 @@ def _shard_rows(record: Record) -> list[int]:
     """Return the rows of each shard; one without rows has no cell in the ledger."""
     counts = dict(record.ledger.rows("SELECT shard, sum(rows) FROM cells GROUP BY shard"))
     return [counts.get(shard, 0) for shard in range(record.plan.shards)]
+
+
+def _wanted_stages(record: Record) -> set[str]:
+    """Return the keys of the stages that are wanted, without those of releases' states."""
+    wanted = record.ledger.wanted() - set(record.stand_ins().values())
+    for request in record.requests:
+        if request.state == "pending" and not is_rebuild(request.method):
+            coming = next_release(record, request.method, commitment_of(record, request.number))
+            wanted -= set(state_keys(coming, range(record.plan.shards)).values())
+    return wanted
+
+
+def _held_release(record: Record, shard: int, key: str) -> HeldRelease:
+    manifest, (link, *_) = release_manifest(record, key), links_of(record, {shard: key})[::-1]
+    kind = type(link.guarantee).__name__
+    return HeldRelease(shard, key, manifest.request, manifest.method, kind, bool(manifest.secret_sha256))
 
 
 def _held_request(request: RequestInfo) -> HeldRequest:
@@ -219,6 +279,7 @@ def _disk_bytes(record: Record) -> DiskBytes:
     store = record.store
     return DiskBytes(
         stages=_bytes_of(store.stages),
+        releases=_bytes_of(store.releases),
         initial=_bytes_of(store.initial),
         ledger=_bytes_of(record.ledger.path),
         everything=_bytes_of(record.folder.resolve()),

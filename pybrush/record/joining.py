@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybrush.change import Additions, Change
+from pybrush.days import day_of
 from pybrush.errors import ContentError, ForgetError, MissingRowsError
-from pybrush.names import Names, among, as_names
-from pybrush.record.ledger import Ledger
+from pybrush.names import Names, among, as_names, rows_of, sortable
+from pybrush.record.ledger import Ledger, now
 from pybrush.record.record import Record
 from pybrush.record.samples import Holdings, Ints, Samples, equal_rows, record_roster
 from pybrush.record.suppressions import suppressed
@@ -175,13 +176,24 @@ def change_of(
     rows = record_roster(roster, plan.shards, plan.slices, is_sequential, kept)
     subjects, owned = _pairs(roster, np.append(amended.positions, joining.sources))
     columns = {field.name: getattr(rows, field.name) for field in fields(Samples)}
-    added = Additions(**columns, subjects=subjects, owned=owned)
+    days = _days(record, roster, rows.names, samples.names[amended.index])
+    added = Additions(**columns, days=days, subjects=subjects, owned=owned)
     if is_sequential and len(joining.positions):
         after = samples.without(struck).with_rows(added)
         return Change(struck, replace(added, places=_places(record, after, roster)))
     if is_sequential:  # all rows are amended, and keep their places among the others
         added = replace(added, positions=samples.positions[samples.find(added.names)])
     return Change(struck, added)
+
+
+def _days(record: Record, roster: Roster, names: Names, amended: Names) -> Ints:
+    """Return the day of each row to record: as given, else today, or of an amended row as it is recorded."""
+    days = roster.days_of(names, day_of(now()[:10]))
+    if not roster.has_days:
+        query = "SELECT day FROM samples WHERE name = ?"
+        recorded = [day for name in rows_of(amended) for (day,) in record.ledger.rows(query, (name,))]
+        days[np.searchsorted(sortable(names), sortable(amended))] = recorded
+    return days
 
 
 def _with_amended(samples: Samples, forgotten: Strikes, amended: Amended) -> Strikes:

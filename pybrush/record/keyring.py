@@ -8,17 +8,21 @@ another record would otherwise be taken for leftovers and destroyed. Guide: docs
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
 from pybrush.errors import RecordError, SecretKeyError
 from pybrush.hashing import KEY_BYTES
-from pybrush.record.files import announced, entries, make_folder, move, sync_folder, unlink, write_new
+from pybrush.record.files import announced, entries, make_folder, move, sync_folder, unlink, write_new, writing_to
 
 _ID = "ring"
 """The file that tells one ring from others."""
 
-_NEW = ".ring.new"
+_KEY_NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{8}")
+
+_LATEST = "latest"
+"""The file that says how far the record had come when keys were last destroyed."""
 
 
 def ring_path(record: Path) -> Path:
@@ -33,7 +37,7 @@ def make_ring(record: Path) -> KeyRing:
         RecordError: where a ring with keys is there already.
     """
     folder = ring_path(record)
-    held = [path for path in entries(folder) if path.name not in (_ID, _NEW)]
+    held = [path for path in entries(folder) if _is_key(path)]
     if held:
         raise RecordError(
             f"{folder} holds {len(held)} keys of another record. If that record is gone, delete the folder; else name "
@@ -41,9 +45,7 @@ def make_ring(record: Path) -> KeyRing:
         )
     make_folder(folder)
     if not (folder / _ID).is_file():
-        unlink(folder / _NEW)
-        write_new(folder / _NEW, secrets.token_bytes(16).hex().encode())
-        move(folder / _NEW, folder / _ID)
+        _replace(folder / _ID, secrets.token_bytes(16).hex())
         sync_folder(folder.parent)
     return KeyRing(folder, (folder / _ID).read_text(encoding="ascii"))
 
@@ -109,12 +111,26 @@ class KeyRing:
             SecretKeyError: where the ring is not here or another record's.
         """
         self.check()
-        return [path.name for path in entries(self.folder) if path.name != _ID and not path.name.startswith(".")]
+        return [path.name for path in entries(self.folder) if _is_key(path)]
+
+    def latest(self) -> str | None:
+        """Return what `note_latest` wrote, None where nothing was."""
+        path = self.folder / _LATEST
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def note_latest(self, text: str) -> None:
+        """Keep a text that says how far the record has come; call under the record's lock."""
+        if text != self.latest():
+            _replace(self.folder / _LATEST, text)
 
     def destroy(self, name: str) -> None:
-        """Overwrite a key and remove it, durably; one that is gone already is no error."""
+        """Overwrite a key and remove it, durably; one that is gone already is no error.
+
+        Raises:
+            StorageError: where the disk is read-only or failing.
+        """
         path = self.folder / name
-        with announced("destroy key"):
+        with announced("destroy key"), writing_to(path):
             try:
                 with path.open("r+b") as stream:
                     stream.write(bytes(KEY_BYTES))
@@ -124,3 +140,16 @@ class KeyRing:
                 return
             path.unlink(missing_ok=True)
             sync_folder(self.folder)
+
+
+def _is_key(path: Path) -> bool:
+    """Whether a file is a key by its name; what else somebody put there is none of ours to destroy."""
+    return _KEY_NAME.fullmatch(path.name) is not None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a text under one temporary name, which a crash may leave and the next call removes; then move it."""
+    temporary = path.with_name(f".{path.name}.new")
+    unlink(temporary)
+    write_new(temporary, text.encode())
+    move(temporary, path)

@@ -28,7 +28,8 @@ _TABLES = """
 CREATE TABLE plan (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE samples (
     name BLOB PRIMARY KEY, placement BLOB, shard INTEGER NOT NULL, slice INTEGER NOT NULL,
-    content BLOB NOT NULL, copies INTEGER NOT NULL, position INTEGER) WITHOUT ROWID;
+    content BLOB NOT NULL, copies INTEGER NOT NULL, position INTEGER,
+    day INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE subjects (subject BLOB, name BLOB, PRIMARY KEY (subject, name)) WITHOUT ROWID;
 CREATE TABLE cells (
     shard INTEGER, slice INTEGER, rows INTEGER NOT NULL, digest BLOB NOT NULL,
@@ -47,6 +48,10 @@ CREATE TABLE artefacts (
 CREATE TABLE suppressions (name BLOB PRIMARY KEY, since TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE declarations (
     name TEXT PRIMARY KEY, statement TEXT NOT NULL, since TEXT NOT NULL, salt BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE queue (
+    number INTEGER PRIMARY KEY, kind TEXT NOT NULL, rows INTEGER NOT NULL, enqueued TEXT NOT NULL, salt BLOB,
+    state TEXT NOT NULL, request INTEGER);
+CREATE TABLE queued (entry INTEGER, name BLOB, PRIMARY KEY (entry, name)) WITHOUT ROWID;
 CREATE TABLE events (
     number INTEGER PRIMARY KEY, kind TEXT NOT NULL, time TEXT NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL);
 """
@@ -257,6 +262,14 @@ class Ledger:
     def change_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Run one statement for many rows inside `writing`."""
         self._connection.executemany(statement, rows)
+
+    @contextmanager
+    def listed(self, names: Iterable[bytes]) -> Iterator[str]:
+        """Let statements of the block, inside `writing`, name some rows: `WHERE name IN` what this yields."""
+        self.change("CREATE TEMP TABLE IF NOT EXISTS listed (name BLOB PRIMARY KEY)")  # in memory, see _SETTINGS
+        self.change_many("INSERT OR IGNORE INTO temp.listed VALUES (?)", ((name,) for name in names))
+        yield "(SELECT name FROM temp.listed)"
+        self.change("DELETE FROM temp.listed")
 
     def plan(self) -> dict[str, Any]:
         """Return the recorded plan; empty before the first fit."""

@@ -7,105 +7,32 @@ requests, collection, verification) works on an opened record. The layout is doc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.names import Namer
-from pybrush.plan.graph import Stage, constituents, root_key, stage_graph
+from pybrush.plan.graph import Stage, constituents, stage_graph
 from pybrush.record.declarations import declare
-from pybrush.record.files import entries, erase
-from pybrush.record.fingerprint import canonical_json
+from pybrush.record.files import erase
 from pybrush.record.keyring import KeyRing, ring_path
 from pybrush.record.ledger import Ledger
 from pybrush.record.locks import coordinator_lock
+from pybrush.record.plan import RecordPlan
+from pybrush.record.requests import RequestInfo, read_requests
 from pybrush.record.samples import Samples, read_samples
 from pybrush.record.secret import KeySource, find_key, lost_key
 from pybrush.record.store import StageStore
 
 if TYPE_CHECKING:
     from pybrush.record.info import RecordInfo
+    from pybrush.record.queue import QueueEntry
     from pybrush.record.receipt import Receipt
     from pybrush.record.verify import Depth, Verification
-
-OrderKind = Literal["shuffled", "sequential"]
-Naming = Literal["content", "ids", "position"]
-
-
-@dataclass(frozen=True)
-class RecordPlan:
-    """What a record fixes at the first fit, as it stands in the ledger's table `plan`.
-
-    Attributes:
-        shards: S. slices: R.
-        epochs: the e that the user asked for.
-        epochs_per_slice: epochs of each stage, ceil(2 e / (R + 1)).
-        seed: 0 <= seed < 2^32.
-        key_id: tells the secret key from others.
-        order: whether the loader shuffles.
-        naming: how samples get their ids.
-        contents: whether content digests are kept.
-        initial_digest: digest of the initial state, in hexadecimal.
-        semantic: the semantic fingerprint, plain JSON.
-        semantic_digest: its digest, in hexadecimal.
-        adapter: which adapter made the record.
-        adapter_format: version of the layout of the adapter's states.
-        settings: what the adapter notes besides; not part of the fingerprint.
-        generation: 1; grows when everything is rebuilt from a new initial state.
-        encryption: `algorithm` and the id of the key `ring` where stages are encrypted; None where they are not.
-    """
-
-    shards: int
-    slices: int
-    epochs: int
-    epochs_per_slice: int
-    seed: int
-    key_id: str
-    order: OrderKind
-    naming: Naming
-    contents: Literal["digest", "off"]
-    initial_digest: str
-    semantic: Mapping[str, Any] = field(repr=False)
-    semantic_digest: str
-    adapter: str
-    adapter_format: int = 1
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    generation: int = 1
-    encryption: Mapping[str, str] | None = None
-
-    @property
-    def roots(self) -> list[str]:
-        """The root key of each shard."""
-        initial, semantic = bytes.fromhex(self.initial_digest), bytes.fromhex(self.semantic_digest)
-        return [root_key(initial, semantic, shard) for shard in range(self.shards)]
-
-
-@dataclass(frozen=True)
-class RequestInfo:
-    """One request, as the ledger tells it.
-
-    Attributes:
-        number: counted from 1.
-        state: "pending", "committed", "collected", "sealed" or "cancelled".
-        method: such as "rebuild".
-        rows: rows it strikes, copies counted.
-        accepted: time in UTC. committed: time, or None. sealed: time, or None.
-        outcome: guarantee and cost, plain values; empty before the commit.
-    """
-
-    number: int
-    state: str
-    method: str
-    rows: int
-    accepted: str
-    committed: str | None
-    sealed: str | None
-    outcome: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Record:
@@ -208,9 +135,18 @@ class Record:
         """Return the stages that some samples call for, given the digests of their cells."""
         return stage_graph(samples.cell_rows(self.plan.shards, self.plan.slices), digests, self.plan.roots)
 
+    def stand_ins(self) -> dict[int, str]:
+        """Return shard -> key of the release's state that stands for its last stage, where one does.
+
+        An approximate method leaves such a state; it goes when the shard is rebuilt.
+        """
+        rows = self.ledger.rows("SELECT constituents FROM releases")
+        held = json.loads(rows[0][0]) if rows else {}
+        return {int(shard): state["key"] for shard, state in held.items() if state.get("folder") == "releases"}
+
     def constituents(self) -> dict[int, str]:
-        """Return the key of the last stage of each trained shard."""
-        return {shard: stage.key for shard, stage in constituents(self.graph()).items()}
+        """Return the key of what serves each trained shard: its last stage, or a release's state in its place."""
+        return {shard: stage.key for shard, stage in constituents(self.graph()).items()} | self.stand_ins()
 
     @property
     def requests(self) -> tuple[RequestInfo, ...]:
@@ -218,17 +154,7 @@ class Record:
 
         A sealed one counts as collected until the file that names its rows is unlinked.
         """
-        rows = self.ledger.rows(
-            "SELECT number, state, method, rows, accepted, committed, sealed, outcome FROM requests ORDER BY number"
-        )
-        named = {path.name for path in entries(self.folder / "pending")}
-        return tuple(
-            RequestInfo(
-                number, "collected" if state == "sealed" and str(number) in named else state,
-                method, struck, accepted, committed, sealed, json.loads(outcome or "{}"),
-            )
-            for number, state, method, struck, accepted, committed, sealed, outcome in rows
-        )  # fmt: skip
+        return read_requests(self.ledger, self.folder)
 
     def register_artefact(self, path: str | Path, stage: str, kind: str) -> None:
         """Note a file that user code is about to write and that holds the state of a stage.
@@ -318,6 +244,74 @@ class Record:
 
         return check_receipt(self, Path(path))
 
+    def enqueue(
+        self, ids: Sequence[Any] | None = None, subjects: Sequence[Any] | None = None, before: Any = None
+    ) -> int:
+        """Note samples that are to be forgotten later, together with others, by `unlearn(queued=True)`.
+
+        It needs the key and neither model nor data. Until the entry is served, its samples stay in the model.
+
+        Args:
+            ids: ids of samples, as given in training.
+            subjects: persons of whom everything is to be forgotten, rows that join later included.
+            before: a date; every row whose day is earlier: the day that was given for it, else that on which it was
+                recorded.
+
+        Returns:
+            The entry's number, for `withdraw`.
+
+        Raises:
+            UnknownSamplesError: for ids or subjects that the record does not hold and never held, with their count.
+            ForgetError: for a list that names nothing, rows that were all forgotten, and ids in a record without.
+            SecretKeyError: where the key is lost.
+        """
+        from pybrush.record.queue import enqueue
+
+        return enqueue(self, ids, subjects, before)
+
+    def amend(self, ids: Sequence[Any]) -> int:
+        """Note ids whose rows changed in the data set, labels fixed say; `unlearn(queued=True)` reads them anew.
+
+        Returns:
+            The entry's number, for `withdraw`.
+
+        Raises:
+            UnknownSamplesError: for ids that the record does not hold and never held, with their count.
+            UnsupportedError: where the record knows rows by content alone, or keeps no content digests.
+        """
+        from pybrush.record.queue import amend
+
+        return amend(self, ids)
+
+    def admit(self) -> int:
+        """Note that rows of the data set which are new to the record may join when `unlearn(queued=True)` is called.
+
+        Which rows these are shows then: those that are not recorded and were never forgotten.
+
+        Returns:
+            The entry's number, for `withdraw`.
+        """
+        from pybrush.record.queue import admit
+
+        return admit(self)
+
+    def withdraw(self, entry: int) -> None:
+        """Take a waiting entry out of the queue, unserved; whom it named stays in the model.
+
+        Raises:
+            RecordError: where it does not wait.
+        """
+        from pybrush.record.queue import withdraw
+
+        withdraw(self, entry)
+
+    @property
+    def queue(self) -> tuple[QueueEntry, ...]:
+        """All entries of the queue, those that were served and withdrawn too, in the order in which they came."""
+        from pybrush.record.queue import entries_of
+
+        return entries_of(self.ledger)
+
     def cancel(self, request: int) -> None:
         """Withdraw a pending request; the stages built for it are removed, the model stays as it was.
 
@@ -365,9 +359,3 @@ class Record:
 
         written: Path = adapter_named(self.plan.adapter).export(self, folder, overwrite=overwrite)
         return written
-
-
-def write_plan(ledger: Ledger, plan: RecordPlan) -> None:
-    """Write the plan into an empty ledger, inside a transaction."""
-    rows = ((name, canonical_json(value)) for name, value in asdict(plan).items())
-    ledger.change_many("INSERT INTO plan VALUES (?, ?)", rows)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybrush.change import Additions, Change
+from pybrush.days import text_of
 from pybrush.errors import ForgetError, UnknownSamplesError, UnsupportedError
 from pybrush.hashing import NAME_BYTES
 from pybrush.names import Names, among, as_names, ascending, sortable
@@ -32,9 +33,10 @@ _NONE = np.zeros((0, NAME_BYTES), dtype=np.uint8)
 
 @dataclass(frozen=True)
 class Wish:
-    """What a caller asks of a record: contents, or missing, or a batch of names, subjects, amended and admits.
+    """What a caller asks: contents, missing, before, queued, or a batch of names, subjects, amended and admits.
 
-    Forgetting wins: a row that a batch forgets is neither amended nor admitted by it.
+    Forgetting wins: a row that a batch forgets is neither amended nor admitted by it. `before` and `queued` name
+    nothing until a batch is drawn from the ledger (`pybrush.record.queue.drawn`).
 
     Attributes:
         names: pseudonyms to forget, repeated for copies, shape (n, 16); None unless samples are named.
@@ -43,8 +45,12 @@ class Wish:
         missing: forget what is recorded and no longer in the data set.
         amended: pseudonyms of rows whose content is read anew from the data set at hand, shape (n, 16).
         admits: rows of the data set at hand that are not recorded, and were never forgotten, join.
+        before: forget every row whose day is earlier than this one, in days since 1970-01-01.
+        queued: serve what waits in the queue.
+        entries: the entries of the queue that a batch was drawn from.
         duplicates: whether rows equal to a forgotten one are reported or forgotten too.
-        raw_ids: the ids of sixteen bytes and more as they were given, to search the record's files for.
+        raw_ids: the ids of sixteen bytes and more as they were given, to search the record's files for;
+            None where they are not known.
         purge: whether registered files of user code go with their stages, or are left and listed.
     """
 
@@ -54,21 +60,34 @@ class Wish:
     missing: bool = False
     amended: Names | None = None
     admits: bool = False
+    before: int | None = None
+    queued: bool = False
+    entries: tuple[int, ...] = ()
     duplicates: Literal["report", "forget"] = "report"
-    raw_ids: tuple[bytes, ...] = ()
+    raw_ids: tuple[bytes, ...] | None = ()
     purge: Purge = "delete"
 
     def __post_init__(self) -> None:
         check_purge(self.purge)
         batch = [self.names is not None, self.amended is not None, self.admits]
-        given = [any(batch), self.contents is not None, self.missing]
+        alone = [self.missing, self.before is not None, self.queued]
+        given = [any(batch), self.contents is not None, *alone]
         if sum(given) > 1 or not (any(given) or self.subjects is not None):
             raise ForgetError(
-                "say in one way what to forget: a forget set, ids=, rows=, subjects= or missing=True; "
-                f"got {sum(given) + (self.subjects is not None and not any(given))} of them."
+                "say in one way what to forget: a forget set, ids=, rows=, subjects=, before=, missing=True or "
+                f"queued=True; got {sum(given) + (self.subjects is not None and not any(given))} of them."
             )
-        if self.subjects is not None and self.missing:
-            raise ForgetError("subjects= goes alone or with a forget set given as data, not with missing.")
+        if self.subjects is not None and any(alone):
+            raise ForgetError(
+                "subjects= goes alone or with a forget set given as data, not with missing, before or queued."
+            )
+
+    @property
+    def nothing(self) -> str:
+        """What is said where the record has nothing of what it asks."""
+        if self.before is not None:
+            return f"no recorded row is older than {text_of(self.before)}"
+        return "no entry waits in the queue" if self.queued else "no recorded row is absent"
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,8 @@ class Resolution:
         barred: rows of the data set that do not join, since they or a subject of theirs were forgotten; None where
             no rows were to join.
         copies: rows that join as further copies of a recorded content.
+        entries: the entries of the queue that were asked.
+        nothing: what is said where nothing changes.
     """
 
     strikes: Strikes
@@ -93,11 +114,17 @@ class Resolution:
     unchanged: int = 0
     barred: int | None = None
     copies: int = 0
+    entries: tuple[int, ...] = ()
+    nothing: str = ""
 
     @property
     def change(self) -> Change:
         """What the record strikes and records."""
         return Change(self.strikes, self.additions)
+
+
+NOTHING = Resolution(Strikes(_NONE, _NONE, np.zeros(0, dtype=np.int64), _NONE), already=0, equal=0)
+"""What no wish comes to."""
 
 
 def resolve(record: Record, samples: Samples, holdings: Holdings | None, wish: Wish) -> Resolution:
@@ -123,8 +150,10 @@ def resolve(record: Record, samples: Samples, holdings: Holdings | None, wish: W
     if wish.duplicates == "forget":
         found = _with_equal(samples, found)
     if wish.amended is None and not wish.admits:
-        return Resolution(found, already, _equal_rows(samples, found, Change(found)))
-    return _recorded_anew(record, samples, holdings, wish, found, already)
+        resolution = Resolution(found, already, _equal_rows(samples, found, Change(found)))
+    else:
+        resolution = _recorded_anew(record, samples, holdings, wish, found, already)
+    return replace(resolution, entries=wish.entries, nothing=wish.nothing)
 
 
 def _recorded_anew(
@@ -148,13 +177,11 @@ def _recorded_anew(
     )  # fmt: skip
 
 
-def recorded_to_amend(record: Record, samples: Samples, asked: Names) -> tuple[Names, Names]:
-    """Return the names of rows to amend that are recorded, each once, and of those that were forgotten before.
+def check_amendable(record: Record) -> None:
+    """Check that a record can tell a row that changed from the row that it was.
 
     Raises:
         UnsupportedError: where rows are named by content, or contents are off.
-        ForgetError: where no row is named.
-        UnknownSamplesError: for rows that the record does not hold and never held.
     """
     if record.plan.naming == "content":
         raise UnsupportedError(
@@ -166,13 +193,24 @@ def recorded_to_amend(record: Record, samples: Samples, asked: Names) -> tuple[N
             "this record keeps no content digests, so it cannot tell which rows changed: forget the old rows, and "
             "admit the new ones under new ids."
         )
+
+
+def recorded_to_amend(record: Record, samples: Samples, asked: Names) -> tuple[Names, Names]:
+    """Return the names of rows to amend that are recorded, each once, and of those that were forgotten before.
+
+    Raises:
+        UnsupportedError: where rows are named by content, or contents are off.
+        ForgetError: where no row is named.
+        UnknownSamplesError: for rows that the record does not hold and never held.
+    """
+    check_amendable(record)
     if not len(asked):
-        raise ForgetError("the list of rows to amend is empty; name at least one.")
+        raise nothing_to_amend()
     names = counted(asked).names
     unknown = samples.find(names) < 0
     gone = suppressed(record, names[unknown])
     if not gone.all():
-        raise _unknown(names[unknown][~gone], len(names), "samples", "amend")
+        raise unknown_names(names[unknown][~gone], len(names), "samples", "amend")
     return names[~unknown], names[unknown]
 
 
@@ -193,7 +231,7 @@ def _of_batch(record: Record, samples: Samples, wish: Wish) -> tuple[Strikes, in
 
 def _named(record: Record, samples: Samples, asked: Names) -> tuple[Strikes, int]:
     if not len(asked):
-        raise _empty()
+        raise empty_set()
     gathered = counted(asked)
     names, counts = gathered.names, gathered.counts
     if record.plan.naming != "content":  # an id names one row, however often it is given
@@ -202,7 +240,7 @@ def _named(record: Record, samples: Samples, asked: Names) -> tuple[Strikes, int
     unknown = at < 0
     gone = suppressed(record, names[unknown])
     if not gone.all():
-        raise _unknown(names[unknown][~gone], len(names))
+        raise unknown_names(names[unknown][~gone], len(names))
     at, counts, names = at[~unknown], counts[~unknown], names[~unknown]
     taken = np.minimum(counts, samples.copies[at])
     return strikes(names, samples.contents[at], taken), int(gone.sum() + (counts - taken).sum())
@@ -210,7 +248,7 @@ def _named(record: Record, samples: Samples, asked: Names) -> tuple[Strikes, int
 
 def _of_contents(record: Record, samples: Samples, asked: Names, wish: Wish) -> tuple[Strikes, int]:
     if not len(asked):
-        raise _empty()
+        raise empty_set()
     if record.plan.contents == "off":
         raise UnsupportedError("this record keeps no content digests; name the samples by ids=, rows= or subjects=.")
     gathered = counted(asked)
@@ -224,7 +262,7 @@ def _of_contents(record: Record, samples: Samples, asked: Names, wish: Wish) -> 
     unknown = low == high
     gone = _contents_suppressed(record, contents[unknown], wish.subjects)
     if not gone.all():
-        raise _unknown(record.names.content_samples(contents[unknown][~gone]), len(contents))
+        raise unknown_names(record.names.content_samples(contents[unknown][~gone]), len(contents))
     taken = np.zeros(len(pool), dtype=np.int64)
     for start, end, count in zip(low[~unknown], high[~unknown], counts[~unknown], strict=True):
         members = order[start:end]
@@ -251,12 +289,12 @@ def _check_unambiguous(
 
 def _of_subjects(record: Record, samples: Samples, subjects: Names) -> tuple[Strikes, int]:
     if not len(subjects):
-        raise _empty()
+        raise empty_set()
     held = {row for (row,) in record.ledger.rows("SELECT DISTINCT subject FROM subjects")}
     absent = as_names(row.tobytes() for row in subjects if row.tobytes() not in held)
     gone = suppressed(record, absent)
     if not gone.all():
-        raise _unknown(absent[~gone], len(subjects), "subjects")
+        raise unknown_names(absent[~gone], len(subjects), "subjects")
     own = _owned(record, samples, subjects)
     return strikes(own.names, own.contents, own.copies, subjects), int(gone.sum())
 
@@ -320,12 +358,19 @@ def _contents_suppressed(record: Record, contents: Names, subjects: Names | None
     return gone
 
 
-def _unknown(names: Names, asked: int, what: str = "samples", aim: str = "forget") -> UnknownSamplesError:
+def unknown_names(names: Names, asked: int, what: str = "samples", aim: str = "forget") -> UnknownSamplesError:
+    """Return the error for names that the record does not hold and never held."""
     return UnknownSamplesError(
         f"{len(names)} of {asked} {what} to {aim} are not in the record (pseudonyms {shown(names)}). Nothing was "
         "touched. Pass them exactly as in training: the same ids of the same type, or the same raw rows with labels."
     )
 
 
-def _empty() -> ForgetError:
+def nothing_to_amend() -> ForgetError:
+    """Return the error for a list of rows to amend that names nothing."""
+    return ForgetError("the list of rows to amend is empty; name at least one.")
+
+
+def empty_set() -> ForgetError:
+    """Return the error for a forget set that names nothing."""
     return ForgetError("the forget set is empty; name at least one sample to forget.")

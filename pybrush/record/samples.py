@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybrush.change import Additions, Change
+from pybrush.days import day_of
 from pybrush.errors import ConfigurationError, IdError
 from pybrush.names import Names, as_names, ascending, rows_of, sortable
 from pybrush.plan.graph import slice_digest
 from pybrush.plan.order import StageRows
 from pybrush.plan.placement import cells_of
-from pybrush.record.ledger import Ledger
+from pybrush.record.ledger import Ledger, now
 from pybrush.request import Roster, Strikes, counted
 
 Ints = NDArray[np.int64]
@@ -212,7 +213,7 @@ def equal_rows(contents: int) -> IdError:
 
 def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
     """Insert samples and their subjects, inside a transaction of an empty ledger."""
-    _insert(ledger, samples)
+    _insert(ledger, samples, roster.days_of(samples.names, day_of(now()[:10])))
     if not any(roster.subjects):
         return
     recorded = np.flatnonzero(samples.find(roster.names) >= 0).tolist()
@@ -220,8 +221,8 @@ def write_samples(ledger: Ledger, samples: Samples, roster: Roster) -> None:
     ledger.change_many("INSERT OR IGNORE INTO subjects VALUES (?, ?)", pairs)
 
 
-def _insert(ledger: Ledger, samples: Samples | Additions) -> None:
-    """Insert samples; a name that is there already gets more copies."""
+def _insert(ledger: Ledger, samples: Samples | Additions, days: Ints) -> None:
+    """Insert samples; a name that is there already gets more copies, and the earlier day."""
     own = (samples.placements == samples.names).all(axis=1).tolist()
     rows = zip(
         rows_of(samples.names),
@@ -231,11 +232,12 @@ def _insert(ledger: Ledger, samples: Samples | Additions) -> None:
         rows_of(samples.contents),
         samples.copies.tolist(),
         (None if p < 0 else p for p in samples.positions.tolist()),
+        map(int, days),  # a list of a million integers takes as much as the names
         strict=True,
     )
     ledger.change_many(
-        "INSERT INTO samples (name, placement, shard, slice, content, copies, position) VALUES (?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (name) DO UPDATE SET copies = copies + excluded.copies",
+        "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (name) DO UPDATE SET copies = copies + excluded.copies, day = min(day, excluded.day)",
         rows,
     )
 
@@ -278,7 +280,7 @@ def change_samples(ledger: Ledger, before: Samples, after: Samples, change: Chan
     """Take struck copies out of the ledger and put added rows into it, inside a transaction."""
     _strike(ledger, before, change.strikes)
     additions = change.additions
-    _insert(ledger, additions)
+    _insert(ledger, additions, additions.days)
     pairs = zip(rows_of(additions.subjects), rows_of(additions.owned), strict=True)
     ledger.change_many("INSERT OR IGNORE INTO subjects VALUES (?, ?)", pairs)
     if len(additions.places):
@@ -293,8 +295,5 @@ def _strike(ledger: Ledger, before: Samples, strikes: Strikes) -> None:
     fewer = [(int(n), row.tobytes()) for n, row in zip(left, strikes.names, strict=True) if n > 0]
     ledger.change_many("UPDATE samples SET copies = ? WHERE name = ?", fewer)
     ledger.change_many("DELETE FROM samples WHERE name = ?", ((name,) for name in gone))
-    ledger.change("CREATE TEMP TABLE IF NOT EXISTS gone (name BLOB PRIMARY KEY)")
-    ledger.change("DELETE FROM temp.gone")
-    ledger.change_many("INSERT INTO temp.gone VALUES (?)", ((name,) for name in gone))
-    ledger.change("DELETE FROM subjects WHERE name IN (SELECT name FROM temp.gone)")
-    ledger.change("DELETE FROM temp.gone")
+    with ledger.listed(gone) as struck:
+        ledger.change(f"DELETE FROM subjects WHERE name IN {struck}")

@@ -20,11 +20,12 @@ from pybrush.plan.graph import FORMAT
 from pybrush.record import states
 from pybrush.record.files import entries, erase, make_folder, move, remove_folder, sync_folder, write_new
 from pybrush.record.keyring import KeyRing
-from pybrush.record.sealed import check_note, check_sizes, check_stored
+from pybrush.record.sealed import StateFiles, check_note, check_sizes, check_stored
 from pybrush.record.trees import Arrays
 from pybrush.record.vault import Vault, key_id_of
 
 MANIFEST = "manifest.json"
+SECRET = "secret"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,32 @@ class Manifest:
     format: int = FORMAT
 
 
+@dataclass(frozen=True)
+class ReleaseManifest(Manifest):
+    """What is known about the state of a release, which an approximate method left of one shard.
+
+    `key` is the state's own, `parent` the release that was replaced, `parent_sha256` the hash of the state that the
+    method began with, `slice` that of the stage for which the state stands, `rows` the rows that the shard has left.
+
+    Attributes:
+        release: key of the release that it was made for.
+        request: number of the request.
+        method: the method, with its settings.
+        links: the shard's chain since it was last trained, oldest first, each as `pybrush.chain.Link.plain`.
+        visits: rows that the method visited.
+        secret_sha256: hash of the secret state beside it; empty where there is none.
+    """
+
+    release: str = ""
+    request: int = 0
+    method: str = ""
+    links: tuple[Mapping[str, Any], ...] = ()
+    visits: int = 0
+    secret_sha256: str = ""
+
+
 class StageStore:
-    """The folders initial/, stages/ and tmp/ of a record.
+    """The folders initial/, stages/, releases/ and tmp/ of a record.
 
     Args:
         folder: the record's folder.
@@ -77,10 +102,17 @@ class StageStore:
     def __init__(self, folder: Path, ring: KeyRing | None = None) -> None:
         self.folder, self.vault = folder, Vault(ring)
         self.stages, self.tmp, self.initial = folder / "stages", folder / "tmp", folder / "initial"
+        self.releases = folder / "releases"
 
     def path(self, key: str) -> Path:
-        """Return the folder of a stage; "initial" is the initial state's key."""
-        return self.initial if key == "initial" else self.stages / key
+        """Return the folder of a stage or of a release's state; "initial" is the initial state's key."""
+        if key == "initial":
+            return self.initial
+        return self.releases / key if (self.releases / key).is_dir() else self.stages / key
+
+    def secret_path(self, key: str) -> Path:
+        """Return the folder of the secret state that a method left beside a release's state."""
+        return self.releases / key / SECRET
 
     def has(self, key: str) -> bool:
         """Whether a state is stored under a key."""
@@ -90,16 +122,22 @@ class StageStore:
         """Return the keys of all published stages."""
         return {path.name for path in entries(self.stages)}
 
+    def release_keys(self) -> set[str]:
+        """Return the keys of all published states of releases."""
+        return {path.name for path in entries(self.releases)}
+
     def manifest(self, key: str) -> Manifest:
-        """Read a manifest.
+        """Read a manifest, of a stage or of a release's state.
 
         Raises:
             CorruptRecordError: where it is missing, unreadable or another stage's.
         """
         path = self.path(key) / MANIFEST
+        kind = ReleaseManifest if path.is_relative_to(self.releases) else Manifest
         try:
             values = json.loads(path.read_bytes())
-            manifest = Manifest(**{**values, "differences": tuple(values["differences"])})
+            listed = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+            manifest = kind(**{**values, **listed, "differences": tuple(values["differences"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CorruptRecordError(f"{path} cannot be read ({error}); restore the stage from a backup.") from error
         check_note(manifest.encryption, path)
@@ -137,19 +175,40 @@ class StageStore:
         manifest = self.manifest(key)
         if manifest.encryption is not None:
             check_stored(manifest.encryption, self.path(key))
-        return self._opened(key)[0] if self.can_open(key) else manifest
+        if self.can_open(key):
+            self._opened(key)
+            self._check_secret(manifest)
+        return manifest
+
+    def load_secret(self, key: str) -> Any:
+        """Return the secret state beside a release's state, its hash checked; None where there is none.
+
+        Raises:
+            CorruptRecordError: where a file is missing, truncated or changed.
+            SecretKeyError: where the secret key of an encrypted state is not there.
+        """
+        manifest = self.manifest(key)
+        if not _has_secret(manifest):
+            return None
+        self._check_secret(manifest)
+        return states.load(self.secret_path(key), read_file=self._reader(manifest))
 
     def check_complete(self, key: str) -> None:
-        """Look that the files of a state are there and none is cut short; no tensor is read.
+        """Look that the files of a state are there and none is cut short, and its secret key; no tensor is read.
 
         Raises:
             CorruptRecordError: naming the file that is missing or cut short.
+            SecretKeyError: where the ring is there and the state's key is not in it.
         """
-        note = self.manifest(key).encryption
-        if note is None:
+        manifest = self.manifest(key)
+        if manifest.encryption is None:
             states.check_complete(self.path(key))
-        else:
-            check_sizes(note, self.path(key))
+            if _has_secret(manifest):
+                states.check_complete(self.secret_path(key))
+            return
+        check_sizes(manifest.encryption, self.path(key))
+        if self.can_open(key):
+            self._reader(manifest)
 
     def leans_on_initial(self, key: str) -> bool:
         """Whether a state, its files checked before, names tensors of the initial state."""
@@ -159,20 +218,28 @@ class StageStore:
         """Whether a state is not encrypted, or the key ring is in its place."""
         return self.vault.can_open(self.manifest(key).encryption)
 
-    def write_aside(self, state: Any, manifest: Manifest) -> Path:
+    def write_aside(self, state: Any, manifest: Manifest, secret: Any = None) -> Path:
         """Write a state and its manifest into a temporary folder, synced, and return the folder.
 
         Until `let_go` it is kept from every sweep.
+
+        Args:
+            state: a typed tree.
+            manifest: what is known about it; hashes and encryption are filled in.
+            secret: a second state, for a folder of its own inside; None: none.
         """
         make_folder(self.tmp)
         aside = self.tmp / f"{manifest.key}.{_owner()}"
         try:
             make_folder(aside)
             files = self.vault.new_files(manifest.key, aside)
-            sha256 = states.save(aside, state, files.write, None if manifest.key == "initial" else self.initial)
-            if states.state_sha256(aside, files.read) != sha256:
-                raise CorruptRecordError(f"what was read back from {aside} is not what was written; look at the disk.")
-            values = {**asdict(manifest), "sha256": sha256, "encryption": files.note()}
+            initial = None if manifest.key == "initial" else self.initial
+            values = {**asdict(manifest), "sha256": _saved(aside, state, files, initial)}
+            if secret is not None:
+                make_folder(aside / SECRET)
+                values["secret_sha256"] = _saved(aside / SECRET, secret, files, None)
+                sync_folder(aside / SECRET)
+            values["encryption"] = files.note()
             write_new(aside / MANIFEST, json.dumps(values, sort_keys=True, indent=1).encode())
             sync_folder(aside)
         except BaseException:  # half of a state must not lie about until this process has ended
@@ -194,16 +261,31 @@ class StageStore:
             raise CorruptRecordError(f"the state in {self.path(key)} is not the one that its manifest names.")
         return manifest, read
 
+    def _check_secret(self, manifest: Manifest) -> None:
+        """Compare the secret state beside a release's state, where there is one, with the manifest."""
+        if not isinstance(manifest, ReleaseManifest) or not manifest.secret_sha256:
+            return
+        place = self.secret_path(manifest.key)
+        if states.state_sha256(place, self._reader(manifest)) != manifest.secret_sha256:
+            raise CorruptRecordError(f"the secret state in {place} is not the one that its manifest names.")
+
     def _reader(self, manifest: Manifest) -> states.ReadFile:
         return self.vault.files(manifest.key, manifest.encryption, self.path(manifest.key)).read
 
     def publish(self, aside: Path, key: str) -> None:
-        """Move a temporary folder to its key, if nothing is there yet; call under the record's lock."""
-        if self.has(key):
+        """Move a stage's temporary folder to its key, if nothing is there yet; call under the record's lock."""
+        self._publish(aside, self.stages / key)
+
+    def publish_release(self, aside: Path, key: str) -> None:
+        """Move the temporary folder of a release's state to its key, as `publish` does."""
+        self._publish(aside, self.releases / key)
+
+    def _publish(self, aside: Path, place: Path) -> None:
+        if place.is_dir():
             self.drop(aside)
             return
-        make_folder(self.path(key).parent)
-        move(aside, self.path(key))
+        make_folder(place.parent)
+        move(aside, place)
 
     def drop(self, aside: Path) -> None:
         """Remove a temporary folder, and the secret key that was made for it."""
@@ -211,7 +293,7 @@ class StageStore:
         self.vault.destroy(key_id_of(aside))
 
     def discard(self, key: str) -> int:
-        """Remove a stage: its secret key, then it out of its place in one step, then its files.
+        """Remove a stage or a release's state: its secret key, then it out of its place in one step, then its files.
 
         Returns:
             How many secret keys were destroyed.
@@ -250,6 +332,19 @@ class StageStore:
         except CorruptRecordError:
             return True
         return note is not None and note["key_id"] == key_id
+
+
+def _saved(folder: Path, state: Any, files: StateFiles, initial: Path | None) -> str:
+    """Save a state into a folder and return its hash, once it was read back from the disk as it was written."""
+    sha256 = states.save(folder, state, files.write, initial)
+    if states.state_sha256(folder, files.read) != sha256:
+        raise CorruptRecordError(f"what was read back from {folder} is not what was written; look at the disk.")
+    return sha256
+
+
+def _has_secret(manifest: Manifest) -> bool:
+    """Whether a secret state lies beside a release's state."""
+    return isinstance(manifest, ReleaseManifest) and bool(manifest.secret_sha256)
 
 
 _own: set[str] = set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +18,29 @@ import numpy as np
 
 from pybrush.change import Change
 from pybrush.errors import CorruptRecordError, RecordError
-from pybrush.hashing import chained
 from pybrush.names import Names, among, as_names, rows_of
-from pybrush.plan.graph import Stage, constituents
+from pybrush.plan.graph import Stage
 from pybrush.record.artefacts import Purge, remove_but_left
 from pybrush.record.collect import remove_unwanted, seal
 from pybrush.record.files import entries, erase, make_folder, replace, unlink
 from pybrush.record.ledger import now
 from pybrush.record.locks import coordinator_lock, request_lock
-from pybrush.record.record import Record, RequestInfo
+from pybrush.record.queue import put_back, queued_subjects, settle, take
+from pybrush.record.record import Record
+from pybrush.record.releases import REBUILD, commitment_of, next_release, state_keys, write_release
+from pybrush.record.requests import RequestInfo
 from pybrush.record.samples import Samples, change_samples
 
 UNFINISHED = ("pending", "committed", "collected")
-METHOD = "rebuild"
 
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """A request that is not sealed: its number, its state and what it changes."""
+    """A request that is not sealed: its number, its state, its method with settings, and what it changes."""
 
     number: int
     state: str
+    method: str
     change: Change
 
 
@@ -115,12 +117,13 @@ def open_request(record: Record) -> OpenRequest | None:
     for salt, commitment in record.ledger.rows(query, (request.number,)):  # none once it is collected
         if change.commitment(salt) != commitment:
             raise CorruptRecordError(f"{path} is not what request {request.number} was accepted with; restore it.")
-    return OpenRequest(request.number, request.state, change)
+    return OpenRequest(request.number, request.state, request.method, change)
 
 
 def tidy(record: Record) -> None:
     """Remove what dead processes left, and close a request of which only the seal is missing."""
     record.ledger.check_settings()
+    record.store.vault.check_current(record.ledger)
     with coordinator_lock(record.folder):
         waiting = unfinished(record)
         known = {str(request.number) for request in waiting}
@@ -134,64 +137,101 @@ def tidy(record: Record) -> None:
         record.ledger.remove_journal()
 
 
-def accept(record: Record, change: Change, target: Target, purge: Purge = "delete") -> OpenRequest:
-    """Write a request down before anything is done for it; from here it will be finished or cancelled."""
+def accept(
+    record: Record, change: Change, target: Target, entries: Sequence[int] = (), purge: Purge = "delete",
+    method: str = REBUILD, edited: Iterable[int] = (),
+) -> OpenRequest:  # fmt: skip
+    """Write a request down before anything is done for it; from here it will be finished or cancelled.
+
+    Args:
+        record: the record.
+        change: what is struck and recorded.
+        target: what the record becomes.
+        entries: the entries of the queue that it serves.
+        purge: how it deals with files of user code.
+        method: how it is served, with settings.
+        edited: shards of which the method makes new states.
+    """
     salt = secrets.token_bytes(16)
     with coordinator_lock(record.folder):
         number = max((request.number for request in record.requests), default=0) + 1
         make_folder(record.folder / "pending")
         commitment = change.commitment(salt)
         with _pending_written(record, number, change), record.ledger.writing("accept"):
+            take(record.ledger, entries, number)
             record.ledger.change(
                 "INSERT INTO requests (number, state, method, commitment, rows, accepted, purge) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (number, "pending", METHOD, commitment, change.rows, now(), purge),
+                (number, "pending", method, commitment, change.rows, now(), purge),
             )
             record.ledger.change("INSERT INTO salts VALUES (?, ?)", (number, salt))
-            record.ledger.set_wanted(record.ledger.wanted() | {stage.key for stage in target.stages})
+            coming = state_keys(next_release(record, method, commitment), edited)
+            needed = {stage.key for stage in target.stages} | set(coming.values())
+            record.ledger.set_wanted(record.ledger.wanted() | needed)
             record.ledger.append_event(
-                "accepted", request=number, commitment=commitment.hex(), rows=change.rows, method=METHOD
+                "accepted", request=number, commitment=commitment.hex(), rows=change.rows, method=method
             )
-    return OpenRequest(number, "pending", change)
+    return OpenRequest(number, "pending", method, change)
 
 
 @contextmanager
 def _pending_written(record: Record, number: int, change: Change) -> Iterator[None]:
-    """Write a pending file, and remove it where what the block does with it fails."""
+    """Write a pending file, and remove it where what the block does with it fails.
+
+    An interrupt may also come just after the request was accepted: then it needs its file.
+    """
     path = pending_path(record, number)
     replace(path, change.to_bytes())
     try:
         yield
     except BaseException:
-        unlink(path)
+        if not record.ledger.rows("SELECT 1 FROM requests WHERE number = ?", (number,)):
+            unlink(path)
         raise
 
 
-def commit(record: Record, request: OpenRequest, before: Samples, target: Target, outcome: dict[str, Any]) -> None:
-    """Make the rebuilt record the record, in one transaction: rows out and in, suppressions in, release written."""
+def commit(
+    record: Record, request: OpenRequest, before: Samples, target: Target, outcome: dict[str, Any],
+    held: Mapping[int, str],
+) -> None:  # fmt: skip
+    """Make the new record the record, in one transaction: rows out and in, suppressions in, release written.
+
+    Args:
+        record: the record.
+        request: which request, and the method by which it was served in the end.
+        before: the samples until now.
+        target: what the record becomes.
+        outcome: cost, guarantee and counts, plain values.
+        held: shard -> key of the release's state that serves it from now on.
+    """
     strikes, plan = request.change.strikes, record.plan
     is_gone = target.samples.find(strikes.names) < 0
-    contents = _gone_contents(record, strikes.contents[is_gone], target.samples)
-    suppressed = record.names.suppressed(np.vstack([strikes.names[is_gone], strikes.subjects, contents]))
-    marks = [(row.tobytes(), now()[:10]) for row in suppressed]
+    gone, contents = strikes.names[is_gone], _gone_contents(record, strikes.contents[is_gone], target.samples)
+    lost = np.vstack([gone, strikes.subjects, strikes.orphans])
     counts = target.samples.cell_rows(plan.shards, plan.slices)
     record.samples_are(None)
     with coordinator_lock(record.folder), record.ledger.writing("commit"):
         ledger = record.ledger
         change_samples(ledger, before, target.samples, request.change)
-        ledger.change_many("INSERT OR IGNORE INTO suppressions VALUES (?, ?)", marks)
+        queued = among(strikes.orphans, as_names(queued_subjects(ledger)))  # they asked too, and wait no longer
+        marked = record.names.suppressed(np.vstack([gone, contents, strikes.subjects, strikes.orphans[queued]]))
+        since = now()[:10]
+        ledger.change_many(
+            "INSERT OR IGNORE INTO suppressions VALUES (?, ?)", ((row, since) for row in rows_of(marked))
+        )
+        settle(ledger, request.number, lost)
         ledger.change("DELETE FROM cells")
         ledger.change_many(
             "INSERT INTO cells VALUES (?, ?, ?, ?)",
             ((s, r, int(counts[s, r]), digest) for (s, r), digest in sorted(target.digests.items())),
         )
-        ledger.set_wanted(stage.key for stage in target.stages)
+        ledger.set_wanted([*(stage.key for stage in target.stages), *held.values()])
         ledger.change(
-            "UPDATE requests SET state = 'committed', committed = ?, outcome = ? WHERE number = ?",
-            (now(), json.dumps(outcome, sort_keys=True), request.number),
+            "UPDATE requests SET state = 'committed', method = ?, committed = ?, outcome = ? WHERE number = ?",
+            (request.method, now(), json.dumps(outcome, sort_keys=True), request.number),
         )
-        (commitment,) = ledger.rows("SELECT commitment FROM requests WHERE number = ?", (request.number,))[0]
-        write_release(record, request.number, METHOD, commitment, outcome["guarantee"], target.stages)
+        commitment = commitment_of(record, request.number)
+        write_release(record, request.number, request.method, commitment, outcome["guarantee"], target.stages, held)
         ledger.append_event("committed", request=request.number, commitment=commitment.hex())
     record.samples_are(target.samples)
 
@@ -206,25 +246,6 @@ def _gone_contents(record: Record, contents: Names, left: Samples) -> Names:
         return known[:0]
     held = left.contents[among(left.contents, known)]
     return np.unique(known[~among(known, held)], axis=0)
-
-
-def write_release(
-    record: Record, request: int | None, method: str, commitment: bytes, guarantee: Any, stages: Iterable[Stage]
-) -> None:
-    """Write the release that a fit or a rebuild produces, in place of the one before, inside a transaction."""
-    ledger = record.ledger
-    parent = [key for (key,) in ledger.rows("SELECT key FROM releases")]
-    above = bytes.fromhex(parent[0] if parent else record.plan.roots[0])
-    key = chained("pybrush-release", above, chained("pybrush-meaning", method.encode()), commitment).hex()
-    last = {
-        shard: {"key": stage.key, "sha256": record.store.manifest(stage.key).sha256}
-        for shard, stage in constituents(stages).items()
-    }
-    ledger.change("DELETE FROM releases")
-    ledger.change(
-        "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (key, parent[0] if parent else None, request, method, json.dumps(guarantee), json.dumps(last), now()),
-    )
 
 
 def cancel(record: Record, number: int) -> None:
@@ -246,5 +267,6 @@ def _withdraw(record: Record, number: int) -> None:
     with record.ledger.writing("cancel"):
         record.ledger.change("UPDATE requests SET state = 'cancelled' WHERE number = ?", (number,))
         record.ledger.change("DELETE FROM salts WHERE request = ?", (number,))
-        record.ledger.set_wanted(stage.key for stage in record.graph())
+        put_back(record.ledger, number)
+        record.ledger.set_wanted([*(stage.key for stage in record.graph()), *record.stand_ins().values()])
         record.ledger.append_event("cancelled", request=number)

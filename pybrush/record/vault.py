@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pybrush.errors import CorruptRecordError, SecretKeyError
+from pybrush.errors import CorruptRecordError, RecordError, SecretKeyError
 from pybrush.record.cipher import check_installed
 from pybrush.record.keyring import KeyRing
+from pybrush.record.ledger import Ledger
 from pybrush.record.sealed import PlainFiles, SealedFiles, StateFiles
 
 Note = Mapping[str, Any] | None
@@ -48,6 +49,38 @@ class Vault:
         if self.ring is not None:
             self.ring.check()
             check_installed()
+
+    def check_current(self, ledger: Ledger) -> None:
+        """Check that a ledger is not older than the key ring.
+
+        One from a backup would make leftovers of the keys of all stages that it does not know, and train again on
+        what was forgotten since.
+
+        Raises:
+            RecordError: where events are missing that the ring has seen.
+            SecretKeyError: where the ring is another record's.
+        """
+        if self.ring is None or not self.ring.is_here:
+            return
+        self.ring.check()
+        latest = self.ring.latest()
+        if latest is None:
+            return
+        number, _, digest = latest.partition(" ")
+        if ledger.rows("SELECT lower(hex(digest)) FROM events WHERE number = ?", (number,)) != [(digest,)]:
+            raise RecordError(
+                f"{ledger.path} is older than its key ring: it lacks event {number}, which the ring has seen. If it "
+                "was restored from a backup, it lacks the requests that were served since, and their stages are gone. "
+                f"Put the later record back. If there is none, delete {self.ring.folder / 'latest'} and serve those "
+                "requests again before anything else."
+            )
+
+    def note_latest(self, ledger: Ledger) -> None:
+        """Let the key ring know how far the record has come; call under its lock, before keys are destroyed."""
+        if self.ring is not None:
+            self.ring.check()
+            ((number, digest),) = ledger.rows("SELECT number, digest FROM events ORDER BY number DESC LIMIT 1")
+            self.ring.note_latest(f"{number} {digest.hex()}")
 
     def new_files(self, state: str, aside: Path) -> StateFiles:
         """Return what writes a new state into a temporary folder; its key is durable before its first byte."""

@@ -12,8 +12,10 @@ from typing import Literal, get_args
 from pybrush.errors import ConfigurationError, CorruptRecordError
 from pybrush.record.check_ledger import check_cells, check_declarations, check_history, check_plan
 from pybrush.record.check_leftovers import check_artefacts, check_files, check_open_request
-from pybrush.record.check_stages import check_digests, check_initial, check_manifests, check_release, check_sizes
+from pybrush.record.check_releases import check_releases, secrets_of
+from pybrush.record.check_stages import check_digests, check_initial, check_manifests, check_sizes
 from pybrush.record.ledger import check_events, days_since
+from pybrush.record.queue import check_queue, waiting_entries
 from pybrush.record.record import Record
 from pybrush.record.samples import read_samples
 from pybrush.record.transaction import unfinished
@@ -40,11 +42,15 @@ class Verification:
         rows: recorded rows, copies counted.
         events: events in the unbroken chain.
         pending: unfinished requests, "number: state, n days old".
-        unwanted: stages on disk that the plan does not want; the next collection takes them.
+        unwanted: stages and states of releases on disk that the plan does not want; the next collection takes them.
         artefacts: registered files of user code that exist.
         depth: how much was looked at.
         unopened: stages, of those, whose encrypted files match their manifests and were not opened, since the key ring
             is not in its place.
+        queued: entries of the queue that wait, "number: kind, rows, n days old": what was asked is not done yet.
+        replaced: stages without a state for which a state of an approximate release stands, so they are not missing.
+        releases: states of approximate releases, checked as the stages are.
+        secrets: keys of such states beside which a secret one lies.
     """
 
     stages: int
@@ -56,11 +62,15 @@ class Verification:
     artefacts: int
     depth: Depth = "digests"
     unopened: int = 0
+    queued: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    releases: int = 0
+    secrets: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is missing, pending or unwanted."""
-        return not (self.missing or self.pending or self.unwanted)
+        """Whether nothing is missing, pending, unwanted or waiting in the queue."""
+        return not (self.missing or self.pending or self.unwanted or self.queued)
 
     @property
     def not_looked_at(self) -> tuple[str, ...]:
@@ -74,31 +84,41 @@ def verify(record: Record, depth: Depth = "digests") -> Verification:
     events = check_events(record.ledger)
     check_history(record)
     check_declarations(record)
+    check_queue(record.ledger)
     check_plan(record)
     check_cells(record)
-    stages = record.graph()
+    record.store.vault.check_current(record.ledger)
     if depth == "digests":
         check_initial(record)  # first, since every stage descends from it
-    built, missing = check_manifests(record, stages)
-    check_release(record)
+    stages, held = record.graph(), record.stand_ins()
+    built, lacking = check_manifests(record, stages)
+    replaced = tuple(stage.key for stage in stages if stage.key in lacking and stage.shard in held)
+    check_releases(record, stages)
     check_open_request(record)
-    _check_states(record, built, depth)
+    _check_states(record, [*built, *held.values()], depth)
     pending = tuple(
         f"{request.number}: {request.state}, {days_since(request.accepted)} days old" for request in unfinished(record)
     )
     wanted = record.ledger.wanted()
-    if not pending and wanted != {stage.key for stage in stages}:
+    if not pending and wanted != {stage.key for stage in stages} | set(held.values()):
         raise CorruptRecordError(f"the stages that {record.ledger.path} wants are not those of its samples.")
     return Verification(
         stages=len(built),
-        missing=tuple(missing),
+        missing=tuple(key for key in lacking if key not in replaced),
         rows=read_samples(record.ledger).rows,
         events=events,
         pending=pending,
-        unwanted=tuple(sorted(record.store.keys() - wanted)),
+        unwanted=tuple(sorted((record.store.keys() | record.store.release_keys()) - wanted)),
         artefacts=check_artefacts(record, wanted),
         depth=depth,
-        unopened=sum(not record.store.can_open(key) for key in built),
+        unopened=sum(not record.store.can_open(key) for key in [*built, *held.values()]),
+        queued=tuple(
+            f"{entry.number}: {entry.kind}, {entry.rows} rows, {entry.days} days old"
+            for entry in waiting_entries(record.ledger)
+        ),
+        replaced=replaced,
+        releases=len(held),
+        secrets=secrets_of(record),
     )
 
 
@@ -110,10 +130,10 @@ def _check_depth(depth: str) -> None:
         )
 
 
-def _check_states(record: Record, built: list[str], depth: Depth) -> None:
+def _check_states(record: Record, keys: list[str], depth: Depth) -> None:
     """Look at the files of the states as far as a depth goes."""
     if depth == "manifests":
-        check_sizes(record, ["initial", *built])
+        check_sizes(record, ["initial", *keys])
         return
-    check_digests(record, ["initial", *built])
+    check_digests(record, ["initial", *keys])
     check_files(record)

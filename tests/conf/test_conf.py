@@ -16,7 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from pybrush.app import main
 from pybrush.errors import MissingExtraError
 from pybrush.record import Record
-from pybrush.settings import ExportSettings, InfoSettings, PlanSettings, UnlearnSettings, VerifySettings, leaves
+from pybrush.settings import (
+    EnqueueSettings,
+    ExportSettings,
+    InfoSettings,
+    Later,
+    PlanSettings,
+    UnlearnSettings,
+    VerifySettings,
+    leaves,
+)
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "pybrush"
 GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
@@ -75,19 +84,22 @@ def test_a_group_file_has_no_interpolation_since_it_is_mounted_in_two_places(pat
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [("unlearn", UnlearnSettings), ("verify", VerifySettings), ("export", ExportSettings), ("info", InfoSettings)],
+    ("name", "shape", "required"),
+    [
+        ("unlearn", UnlearnSettings, {"missing": True}),
+        ("enqueue", EnqueueSettings, {"forget": Later(admit=True)}),
+        ("verify", VerifySettings, {}),
+        ("export", ExportSettings, {"to": "there"}),
+        ("info", InfoSettings, {}),
+    ],
 )
-def test_a_settings_file_has_the_fields_and_defaults_of_its_dataclass(name, shape):
-    required = {
-        "record": "here",
-        **{UnlearnSettings: {"missing": True}, ExportSettings: {"to": "there"}}.get(shape, {}),
-    }
+def test_a_settings_file_has_the_fields_and_defaults_of_its_dataclass(name, shape, required):
     found = dict(leaves(OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))))
-    expected = dict(leaves(dataclasses.asdict(shape(**required))))
-    for place in required.keys() - {"missing"}:
-        assert found.pop(place) == "???" and expected.pop(place)
-    assert found == expected | ({"missing": False} if "missing" in expected else {})
+    assert found.pop("record") == "???"
+    expected = dict(leaves(dataclasses.asdict(shape(record="here", **required))))
+    expected.pop("record")
+    unset = {"unlearn": {"missing": False}, "enqueue": {"forget.admit": False}, "export": {"to": "???"}}.get(name, {})
+    assert found == expected | unset
 
 
 def test_the_settings_file_of_a_plan_has_the_fields_and_defaults_of_its_dataclass():

@@ -308,10 +308,17 @@ def semantic_digest(text):
 
 
 def added_bytes(added, pairs, places):
-    """Return rows of (name, placement name, content digest, shard, slice, copies, position) and what follows them."""
+    """Return rows of (name, placement name, content digest, shard, slice, copies, position, day) and what follows."""
     rows = b"".join(
-        name + placement + content + u64(shard) + u64(slice_) + u64(copies) + (b"\xff" * 8 if at is None else u64(at))
-        for name, placement, content, shard, slice_, copies, at in added
+        name
+        + placement
+        + content
+        + u64(shard)
+        + u64(slice_)
+        + u64(copies)
+        + (b"\xff" * 8 if at is None else u64(at))
+        + struct.pack("<q", day)
+        for name, placement, content, shard, slice_, copies, at, day in added
     )
     return rows, b"".join(subject + name for subject, name in pairs), b"".join(map(u64, places))
 
@@ -328,7 +335,7 @@ def read_pending(data):
     if content[:16] != b"PYBRUSH-PENDING1" or hashlib.sha256(content).digest() != closing:
         raise ValueError("the pending file is damaged")
     counts, at, parts = struct.unpack("<6Q", content[16:64]), 64, []
-    for count, form in zip(counts, ("<16s16sQ", "<16s", "<16s", "<16s16s16s4Q", "<16s16s", "<Q"), strict=True):
+    for count, form in zip(counts, ("<16s16sQ", "<16s", "<16s", "<16s16s16s4Qq", "<16s16s", "<Q"), strict=True):
         size = struct.calcsize(form)
         parts.append([struct.unpack(form, content[i : i + size]) for i in range(at, at + count * size, size)])
         at += count * size
@@ -339,7 +346,7 @@ def read_pending(data):
         "rows": rows,
         "subjects": [name for (name,) in subjects],
         "orphans": [name for (name,) in orphans],
-        "added": [(*row[:6], None if row[6] == MASK else row[6]) for row in added],
+        "added": [(*row[:6], None if row[6] == MASK else row[6], row[7]) for row in added],
         "pairs": pairs,
         "places": [place for (place,) in places],
     }
@@ -353,6 +360,10 @@ def declaration_commitment(salt, name, statement):
     return hash_parts("pybrush-commit", salt, name.encode("utf-8"), statement.encode("utf-8"))
 
 
+def entry_commitment(salt, kind, names):
+    return hash_parts("pybrush-commit", salt, kind.encode("utf-8"), b"".join(sorted(names)))
+
+
 def event_digest(previous, number, kind, time, body):
     texts = (kind.encode("utf-8"), time.encode("utf-8"), body.encode("utf-8"))
     return hash_parts("pybrush-event", previous, u64(number), *texts)
@@ -361,6 +372,14 @@ def event_digest(previous, number, kind, time, body):
 def release_key(parent, method, commitment_):
     meaning = hash_parts("pybrush-meaning", method.encode("utf-8"))
     return hash_parts("pybrush-release", bytes.fromhex(parent), meaning, commitment_).hex()
+
+
+def state_key(release, shard):
+    return hash_parts("pybrush-release", bytes.fromhex(release), u64(shard)).hex()
+
+
+def release_seed(seed, release, shard, purpose):
+    return word(b"release", u64(seed), bytes.fromhex(release), u64(shard), purpose.encode("utf-8"))
 
 
 # A whole record
@@ -381,7 +400,8 @@ def read_record(folder):
     """Return what a record's folder holds; states are read by `read_state`, one at a time."""
     version, tables = read_ledger(folder / "ledger.sqlite")
     stages = {path.name: path for path in (folder / "stages").iterdir()}
-    states = {"initial": folder / "initial", **stages}
+    releases = {path.name: path for path in (folder / "releases").iterdir()}
+    states = {"initial": folder / "initial", **stages, **releases}
     return {
         "folder": folder,
         "version": version,
@@ -425,9 +445,15 @@ def expected_stages(record):
     return stages
 
 
+def served(record):
+    """Return shard -> key of the release's state that serves it."""
+    held = [json.loads(release["constituents"]) for release in record["tables"]["releases"]]
+    return {int(s): state["key"] for each in held for s, state in each.items() if state["folder"] == "releases"}
+
+
 def constituents(record):
-    """Return shard -> key of its last trained stage."""
-    return {stage["shard"]: stage["key"] for stage in expected_stages(record)}
+    """Return shard -> key of its last trained stage, or of the release's state that serves it."""
+    return {stage["shard"]: stage["key"] for stage in expected_stages(record)} | served(record)
 
 
 def stage_rows(record, stage):
@@ -454,6 +480,7 @@ def defects_of_ledger(record):
         yield "epochs per slice"
     yield from defects_of_events(tables)
     yield from defects_of_declarations(tables)
+    yield from defects_of_queue(tables)
 
 
 def defects_of_events(tables):
@@ -480,6 +507,36 @@ def defects_of_declarations(tables):
         made = declaration_commitment(row["salt"], row["name"], row["statement"]).hex()
         if made not in {body["commitment"] for body in told}:
             yield f"declaration {row['name']}"
+
+
+def defects_of_queue(tables):
+    last = {}
+    for event in sorted(tables["events"], key=lambda row: row["number"]):
+        if event["kind"] in ("queued", "served", "withdrawn"):
+            body = json.loads(event["body"])
+            last[body.pop("entry")] = (event["kind"], body)
+    pending = {row["number"] for row in tables["requests"] if row["state"] == "pending"}
+    for row in tables["queue"]:
+        if last.pop(row["number"], None) != expected_event(row, tables):
+            yield f"entry {row['number']}"
+        if row["state"] in ("waiting", "accepted") and (row["state"] == "accepted") != (row["request"] in pending):
+            yield f"request of entry {row['number']}"
+    yield from (f"no entry {number}" for number in last)
+    kinds = {row["number"]: row["kind"] for row in tables["queue"]}
+    recorded = {kind: {row["name"] for row in tables["samples"]} for kind in ("ids", "before", "amend")}
+    recorded["subjects"] = {row["subject"] for row in tables["subjects"]}
+    for row in tables["queued"]:
+        if row["name"] not in recorded.get(kinds.get(row["entry"]), ()):
+            yield "a name in the queue that is not recorded"
+
+
+def expected_event(row, tables):
+    """Return kind and body of the last event about an entry of the queue."""
+    if row["state"] in ("served", "withdrawn"):
+        return row["state"], {"request": row["request"]} if row["state"] == "served" else {}
+    held = [queued["name"] for queued in tables["queued"] if queued["entry"] == row["number"]]
+    made = entry_commitment(row["salt"] or b"", row["kind"], held)
+    return "queued", {"what": row["kind"], "commitment": made.hex()}
 
 
 DUE_EVENTS = {
@@ -515,9 +572,16 @@ def defects_of_states(record):
             yield f"encrypted state {key}"
         elif manifests[key]["key"] != key or manifests[key]["sha256"] != state_sha256(path):
             yield f"state {key}"
+    yield from defects_of_manifests(record)
+
+
+def defects_of_manifests(record):
+    manifests, replaced = record["manifests"], served(record)
     for stage in expected_stages(record):
         manifest = manifests.get(stage["key"])
         parent = manifests.get("initial" if stage["first"] else stage["parent"])
+        if manifest is None and stage["shard"] in replaced:
+            continue
         if manifest is None:
             yield f"no state {stage['key']}"
             continue
@@ -526,18 +590,58 @@ def defects_of_states(record):
             yield f"manifest {stage['key']}"
 
 
+def defects_of_releases(record):
+    tables, manifests, plan = record["tables"], record["manifests"], record["plan"]
+    commitments = {None: b"", **{row["number"]: row["commitment"] for row in tables["requests"]}}
+    for release in tables["releases"]:
+        root = root_key(bytes.fromhex(plan["initial_digest"]), bytes.fromhex(plan["semantic_digest"]), 0)
+        above, commitment_ = release["parent"] or root, commitments[release["request"]]
+        if release["key"] != release_key(above, release["method"], commitment_):
+            yield "key of the release"
+        shas = {key: manifest["sha256"] for key, manifest in manifests.items()}
+        last = {
+            str(shard): {"key": key, "sha256": shas.get(key), "folder": record["states"][key].parent.name}
+            for shard, key in constituents(record).items()
+            if key in record["states"]
+        }
+        if json.loads(release["constituents"]) != last:
+            yield "constituents of the release"
+    yield from defects_of_chains(record, commitments)
+
+
+def defects_of_chains(record, commitments):
+    manifests = record["manifests"]
+    links = [link for key in served(record).values() if key in manifests for link in manifests[key]["links"]]
+    kinds = {link["guarantee"]["kind"] for link in links}
+    for release in record["tables"]["releases"]:
+        kind = json.loads(release["guarantee"])["kind"]
+        if kind != ("Empirical" if "Empirical" in kinds else "Certified" if kinds else "Exact"):
+            yield "kind of guarantee"
+    stages = {stage["shard"]: stage for stage in expected_stages(record)}
+    for shard, key in served(record).items():
+        manifest = manifests.get(key)
+        if manifest is None:
+            yield f"no state {key}"
+            continue
+        made = release_key(manifest["parent"], manifest["method"], commitments[manifest["request"]])
+        own = {"request": manifest["request"], "shard": shard, "method": manifest["method"]}
+        link = {name: value for name, value in manifest["links"][-1].items() if name != "guarantee"}
+        wrong = [name for name in ("shard", "slice", "rows") if manifest[name] != stages[shard][name]]
+        if wrong or manifest["release"] != made or key != state_key(made, shard) or link != own:
+            yield f"release's state {key}"
+        secret = record["states"][key] / "secret"
+        if manifest["secret_sha256"] != (state_sha256(secret) if secret.is_dir() else ""):
+            yield f"secret state {key}"
+
+
 def defects_of_requests(record):
     tables = record["tables"]
+    yield from defects_of_releases(record)
     open_ = {row["number"]: row for row in tables["requests"] if row["state"] not in ("sealed", "cancelled")}
-    keys = {stage["key"] for stage in expected_stages(record)}
+    keys = {stage["key"] for stage in expected_stages(record)} | set(served(record).values())
     wanted = {row["key"] for row in tables["wanted"]}
     if not keys <= wanted or (not open_ and keys != wanted):
         yield "wanted stages"
-    for release in tables["releases"]:
-        shas = {key: manifest["sha256"] for key, manifest in record["manifests"].items()}
-        last = {str(shard): {"key": key, "sha256": shas.get(key)} for shard, key in constituents(record).items()}
-        if json.loads(release["constituents"]) != last:
-            yield "constituents of the release"
     salts = {row["request"]: row["salt"] for row in tables["salts"]}
     if not salts.keys() <= open_.keys():
         yield "salt of a closed request"
@@ -561,7 +665,7 @@ def pending_commitment(salt, pending):
 
 
 def defects_of_pending(plan, pending):
-    for name, placement, _, shard, slice_, copies, position in pending["added"]:
+    for name, placement, _, shard, slice_, copies, position, _ in pending["added"]:
         if cell(placement, plan["shards"], plan["slices"]) != (shard, slice_) or copies < 1:
             yield f"row to record {name.hex()}"
         if (position is None) != (plan["order"] == "shuffled"):

@@ -50,6 +50,9 @@ class NumpyLearner:
         self.velocity = MOMENTUM * self.velocity + x.T @ (p - y) / len(y)
         self.weights = self.weights - RATE * self.velocity
 
+    def drop_training(self):
+        self.velocity = None
+
     def session(self, build):
         return build()
 

@@ -290,10 +290,11 @@ def test_after_its_commit_a_batch_of_a_person_is_known_again_and_another_of_that
     assert person.method == "none"
 
 
-def test_after_its_commit_an_amended_row_is_known_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("order", ["shuffled", "sequential"])
+def test_after_its_commit_an_amended_row_is_known_again(order, tmp_path, monkeypatch):
     people = [list(row) for row in PEOPLE]
     people[8], rows = [], relabelled(4)
-    folder = record_of(tmp_path, subjects=PEOPLE)
+    folder = record_of(tmp_path, subjects=PEOPLE, order=order)
     with stopped_after_its_commit(monkeypatch):
         unlearn(folder, rows, amends(IDS[4], IDS[8]), IDS, people)
     again = unlearn(folder, rows, amends(IDS[4], IDS[8]), IDS, people)

@@ -9,11 +9,10 @@ import pytest
 from pybrush import forget
 from pybrush.build import Sources
 from pybrush.content import encode
-from pybrush.names import as_names
-from pybrush.outcome import ADMITTED, AMENDED, REFERENCE
 from pybrush.record import Record
 from pybrush.record.resolve import Wish
 from pybrush.record.samples import Samples, read_samples
+from pybrush.standing import ADMITTED, AMENDED, REFERENCE
 from tests import reference
 from tests.core import format_reader as reader
 from tests.core.numpy_learner import NumpyLearner, roster_of
@@ -230,6 +229,15 @@ def test_a_row_whose_person_changed_moves_to_that_persons_cell_and_the_old_name_
     record.assert_like_a_fit_of([i for i in range(N) if i not in (9, 14)])
 
 
+def test_a_further_person_whose_only_row_is_amended_stays_known(tmp_path):
+    people = [["subject-8", "only-here"] if i == 20 else row for i, row in enumerate(PEOPLE)]
+    record = Ledgered(tmp_path, subjects=people)
+    record.relabel(20)
+    record.ask(range(N), amended=[20])
+    record.assert_like_a_fit_of(range(N))
+    assert record.ask(range(N), subjects=["only-here"]).forgotten == 1
+
+
 def test_an_amended_row_keeps_its_name_and_is_forgotten_like_any_other(tmp_path):
     record = Ledgered(tmp_path)
     record.relabel(4)
@@ -240,8 +248,9 @@ def test_an_amended_row_keeps_its_name_and_is_forgotten_like_any_other(tmp_path)
     assert record.ask(range(N), names=[4]).forgotten == 1
     assert reference.files_holding(tmp_path / "a", [new]) == []
     record.assert_like_a_fit_of([i for i in range(N) if i != 4])
-    result = record.ask(range(N), amended=[4])
-    assert result.method == "none" and result.notes[0].startswith("all 1 were forgotten before")
+    for again in ({"amended": [4]}, {"amended": [4], "names": [4]}):
+        result = record.ask(range(N), **again)
+        assert result.method == "none" and result.notes[0].startswith("all 1 were forgotten before")
 
 
 def test_a_content_that_another_row_has_stays_and_the_search_passes(tmp_path):
@@ -387,11 +396,3 @@ def test_a_reader_that_knows_only_the_page_reads_a_batch_that_waits_and_the_reco
     assert reader.defects(found) == [] and found["pending"] == {}
     positions = {row["name"]: row["position"] for row in found["tables"]["samples"]}
     assert positions == {name: i if ordered else None for name, i in left}
-
-
-def test_names_of_additions_are_those_that_the_twin_gives(tmp_path):
-    record = Ledgered(tmp_path)
-    record.ask(admits=True)
-    with closing(Record.open(tmp_path / "a", KEY)) as opened:
-        expected = as_names(sorted(reference.pseudonym(KEY, b"s:" + i.encode()) for i in IDS))
-        assert np.array_equal(opened.samples().names, expected)

@@ -3,6 +3,7 @@
 What is on the disk is searched and decrypted by these tests themselves (AES-GCM in one call), not by the library.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import stat
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,10 +26,12 @@ from pybrush.errors import (
     MissingExtraError,
     RecordError,
     SecretKeyError,
+    StorageError,
     UnsupportedError,
 )
 from pybrush.record import Record, cipher, files
 from pybrush.record.keyring import KeyRing, make_ring, ring_path
+from pybrush.record.store import Manifest
 from tests.core import format_reader as reader
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
@@ -53,7 +57,7 @@ def ring_of(folder):
 
 
 def keys_in(ring):
-    return {path.name: path.read_bytes() for path in ring.iterdir() if path.name != "ring"}
+    return {path.name: path.read_bytes() for path in ring.iterdir() if path.name not in ("ring", "latest")}
 
 
 def stage_folders(folder):
@@ -235,27 +239,49 @@ def test_the_evidence_says_what_destroyed_keys_mean_and_where_that_ends(record, 
 
 def test_a_key_is_overwritten_before_its_file_is_unlinked(tmp_path):
     ring = make_ring(tmp_path / "a")
-    key = ring.make("name.00000000")
-    os.link(ring.folder / "name.00000000", tmp_path / "second name of the same file")
-    ring.destroy("name.00000000")
-    assert ring.names() == [] and ring.key("name.00000000") is None
+    name = "ab" * 32 + ".00000000"
+    key = ring.make(name)
+    os.link(ring.folder / name, tmp_path / "second name of the same file")
+    assert ring.names() == [name] and ring.key(name) == key
+    ring.destroy(name)
+    assert ring.names() == [] and ring.key(name) is None
     assert (tmp_path / "second name of the same file").read_bytes() == bytes(32) != key
-    ring.destroy("name.00000000")
+    ring.destroy(name)
+
+
+def test_what_somebody_else_put_into_the_ring_is_left_alone(record):
+    others = ("README", ".hidden", "ab" * 32, "ab" * 32 + ".0000000g", "AB" * 32 + ".00000000")
+    for name in others:
+        (ring_of(record) / name).write_text("mine")
+    orphan = ring_of(record) / ("ab" * 32 + ".00000000")
+    orphan.write_bytes(bytes(range(32)))
+    forgotten(record, 3)
+    assert not orphan.exists() and all((ring_of(record) / name).read_text() == "mine" for name in others)
+
+
+def leave_pending(folder):
+    """Ask for a row of each shard, and let training fail at the last stage."""
+    learner = NumpyLearner([9.0] * 3)
+    with closing(Record.open(folder, KEY)) as opened:
+        last = opened.graph()[-1]
+    learner.fail_at = (last.shard, last.slice)
+    shards = {reader.cell(reader.pseudonym(KEY, i), 3, 2)[0]: i for i in IDS}
+    with pytest.raises(ArithmeticError):
+        unlearn(folder, data(20), by_ids(shards.values()), IDS, learner=learner)
+
+
+def cancel(folder):
+    with closing(Record.open(folder, KEY)) as opened:
+        opened.cancel(1)
+        assert opened.verify().is_clean
 
 
 def test_cancelling_destroys_the_keys_of_the_stages_that_were_built_for_the_request(record):
-    before, learner = keys_in(ring_of(record)), NumpyLearner([9.0] * 3)
-    with closing(Record.open(record, KEY)) as opened:
-        last = opened.graph()[-1]
-    learner.fail_at = (last.shard, last.slice)
-    shards = {reader.cell(reader.pseudonym(KEY, i), 3, 2)[0]: i for i in IDS}  # the last is trained last
-    with pytest.raises(ArithmeticError):
-        unlearn(record, data(20), by_ids(shards.values()), IDS, learner=learner)
-    built = keys_in(ring_of(record)).keys() - before.keys()
-    with closing(Record.open(record, KEY)) as opened:
-        opened.cancel(1)
-        assert opened.verify().is_clean
-    assert built and keys_in(ring_of(record)) == before
+    before = keys_in(ring_of(record))
+    leave_pending(record)
+    assert keys_in(ring_of(record)).keys() > before.keys()
+    cancel(record)
+    assert keys_in(ring_of(record)) == before
 
 
 # Keys that are not there
@@ -265,8 +291,8 @@ def test_without_the_key_ring_a_record_verifies_and_nothing_else_is_done_or_chan
     ring_of(record).rename(tmp_path / "elsewhere")
     before = everything(record)
     with closing(Record.open(record, KEY)) as opened:
-        found = opened.verify()
-        assert found.is_clean and found.unopened == found.stages > 3
+        for found in (opened.verify(), opened.verify("manifests")):
+            assert found.is_clean and found.unopened == found.stages > 3
         assert opened.info().is_encrypted and not opened.info().has_key_ring
         with pytest.raises(SecretKeyError, match=r"key ring .*a\.keys is not there"):
             opened.store.load(opened.constituents()[0])
@@ -308,7 +334,7 @@ def test_a_stage_whose_key_was_lost_is_named_and_fitting_again_trains_it_alone(r
     key = sorted(stage_folders(record))[1]
     (ring_of(record) / note_of(stage_folders(record)[key])["key_id"]).unlink()
     with closing(Record.open(record, KEY)) as opened:
-        for call in (opened.verify, lambda: opened.store.load(key)):
+        for call in (opened.verify, lambda: opened.verify("manifests"), lambda: opened.store.load(key)):
             with pytest.raises(SecretKeyError, match=f"stages/{key}.*fit again"):
                 call()
     shutil.rmtree(stage_folders(record)[key])
@@ -325,6 +351,59 @@ def test_a_key_file_of_another_length_is_named(record):
     path.write_bytes(path.read_bytes()[:-1])
     with closing(Record.open(record, KEY)) as opened, pytest.raises(SecretKeyError, match=r"32 bytes; it holds 31"):
         opened.store.load(key)
+
+
+def test_a_record_that_was_restored_from_a_backup_is_noticed_and_costs_no_key(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    forgotten(record, 3)
+    record.rename(tmp_path / "later")
+    shutil.copytree(tmp_path / "backup", record)
+    before = everything(tmp_path)
+    with closing(Record.open(record, KEY)) as opened:
+        for call in (
+            opened.verify,
+            lambda: opened.verify("manifests"),
+            lambda: forgotten(record, 5),
+            lambda: made(record),
+        ):
+            with pytest.raises(RecordError, match=r"older than its key ring.*delete .*a\.keys/latest"):
+                call()
+    assert everything(tmp_path) == before
+    shutil.rmtree(record)
+    (tmp_path / "later").rename(record)
+    forgotten(record, 5)
+    assert_same_record(record, made(tmp_path / "b", None, keep(data(20), WITHOUT), [IDS[i] for i in WITHOUT]))
+
+
+WITHOUT = [i for i in range(20) if i not in (3, 5)]
+
+
+def test_who_has_nothing_but_a_backup_serves_the_later_requests_again(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    forgotten(record, 3)
+    shutil.rmtree(record)
+    (tmp_path / "backup").rename(record)
+    (ring_of(record) / "latest").unlink()
+    with closing(Record.open(record, KEY)) as opened, pytest.raises(SecretKeyError, match="fit again"):
+        opened.verify()
+    doomed = [
+        path for path in stage_folders(record).values() if note_of(path)["key_id"] not in keys_in(ring_of(record))
+    ]
+    for path in doomed:
+        shutil.rmtree(path)
+    forgotten(record, 3)
+    forgotten(record, 5)
+    assert_same_record(record, made(tmp_path / "b", None, keep(data(20), WITHOUT), [IDS[i] for i in WITHOUT]))
+
+
+def test_a_cancelled_request_counts_as_progress_too(record, tmp_path):
+    shutil.copytree(record, tmp_path / "backup")
+    leave_pending(record)
+    cancel(record)
+    shutil.rmtree(record)
+    (tmp_path / "backup").rename(record)
+    with pytest.raises(RecordError, match="older than its key ring"):
+        made(record)
 
 
 # Files that are not what was encrypted
@@ -457,6 +536,15 @@ def test_a_plain_stage_in_an_encrypted_record_is_refused_and_an_encrypted_one_in
                 opened.store.load(key)
 
 
+def test_the_initial_state_is_never_encrypted_whoever_writes_it(record):
+    with closing(Record.open(record, KEY)) as opened:
+        before = keys_in(ring_of(record))
+        aside = opened.store.write_aside({"a": np.ones(2)}, Manifest("initial"))
+        assert note_of(aside) is None and keys_in(ring_of(record)) == before
+        opened.store.drop(aside)
+        assert opened.store.manifest("initial").encryption is None
+
+
 # Settings
 
 
@@ -507,6 +595,15 @@ def test_where_what_encrypts_is_not_installed_the_error_names_the_extra_before_a
     assert everything(tmp_path) == before
 
 
+def test_where_what_encrypts_is_not_installed_no_stage_is_trained_that_could_not_be_stored(record, monkeypatch):
+    shutil.rmtree(record / "stages")
+    without_cryptography(monkeypatch)
+    learner, rows = NumpyLearner([0.0] * 3), data(20)
+    with pytest.raises(MissingExtraError, match="encrypt"):
+        forget.fit(record, wish(), learner, rows, roster_of(rows, IDS))
+    assert learner.trained == []
+
+
 # Pieces
 
 
@@ -541,6 +638,26 @@ def test_a_state_that_cannot_be_read_back_is_noticed_before_it_is_published(reco
     with pytest.raises(CorruptRecordError, match="not what was written"):
         forgotten(record, 3)
     assert set(stage_folders(record)) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are read from /proc")
+def test_a_key_that_cannot_be_destroyed_leaves_the_request_committed_and_the_rerun_seals_it(record, monkeypatch):
+    before, real = keys_in(ring_of(record)), os.fsync
+
+    def failing(handle):
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if path.is_file() and path.read_bytes() == bytes(32):
+            raise OSError(errno.EIO, "Input/output error")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(StorageError, match=r"a\.keys/.*Input/output error"):
+            forgotten(record, 3)
+    with closing(Record.open(record, KEY)) as opened:
+        assert [request.state for request in opened.requests] == ["committed"]
+    assert forgotten(record, 3).audit["keys_destroyed"] > 0
+    assert set(before.values()) - set(keys_in(ring_of(record)).values())
 
 
 def test_the_ring_lies_beside_the_record(tmp_path):

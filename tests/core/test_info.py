@@ -238,7 +238,7 @@ def test_samples_are_counted_and_never_read(served):
     """Two hundred thousand names of sixteen bytes each would take megabytes."""
     more = (
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000) "
-        "INSERT INTO samples SELECT CAST(printf('%016d', i) AS BLOB), NULL, 0, 0, zeroblob(16), 1, NULL FROM n"
+        "INSERT INTO samples SELECT CAST(printf('%016d', i) AS BLOB), NULL, 0, 0, zeroblob(16), 1, NULL, 0 FROM n"
     )
     changed(served, more)
     with closing(Record.open(served)) as record:

@@ -86,6 +86,7 @@ class Case:
         later: mask of the rows that are still in the data set when the request is made; None for all.
         artefact: a row of which some user code left a checkpoint behind, in the record; None for none.
         first: rows, ids and subjects of the fit, where the data set has changed since.
+        enqueue: what comes into the queue after the fit, a function of the record; None for nothing.
     """
 
     rows: Any
@@ -97,11 +98,15 @@ class Case:
     later: Any = None
     artefact: int | None = None
     first: tuple | None = None
+    enqueue: Any = None
 
     def make(self, folder):
         fitted(folder, *(self.first or (self.rows, self.ids, self.subjects)))
         if self.artefact is not None:
             leave_checkpoint(folder, self.ids[self.artefact])
+        if self.enqueue is not None:
+            with closing(Record.open(folder, KEY)) as record:
+                self.enqueue(record)
 
     def serve(self, folder, ask=None):
         rows, ids, subjects = self.of(np.full(len(self.left), True) if self.later is None else self.later)
@@ -206,6 +211,20 @@ def batch_case():
 
     gone = persons + names + digests_of(before, (3, 4, 5, 10))
     return Case(rows, ids, people, ask, left, gone, artefact=4, first=first)
+
+
+def queue_case():
+    """The same batch, which waits in the queue."""
+    case = batch_case()
+
+    def enqueue(record):
+        record.enqueue(ids=[case.ids[3]])
+        record.enqueue(subjects=["subject-5"])
+        record.amend([case.ids[i] for i in (3, 4, 10)])
+        record.admit()
+
+    case.enqueue, case.ask = enqueue, lambda _: Wish(queued=True, raw_ids=None)
+    return case
 
 
 def joining_case():
@@ -318,6 +337,14 @@ def test_until_its_file_is_unlinked_a_request_is_collected_and_not_sealed(scratc
         case.serve(folder)
         with closing(Record.open(folder, KEY)) as record:
             assert [kind for (kind,) in record.ledger.rows("SELECT kind FROM events")].count("sealed") == 1
+
+
+def test_a_file_that_was_unlinked_just_before_a_kill_is_not_told_of_as_absent(scratch):
+    case = id_case()
+    base, _ = with_twins(case, scratch)
+    for _, folder in kill_points(base, case.serve, scratch, ["before unlink last.ckpt", "after unlink last.ckpt"]):
+        audit = case.serve(folder).audit
+        assert audit["artefacts_unlinked"] == [str(folder / "logs" / "last.ckpt")] and audit["absent"] == []
 
 
 def test_another_request_after_a_kill_finishes_the_first_and_serves_its_own(scratch):

@@ -23,8 +23,9 @@ from pybrush.content import encode
 from pybrush.plan import order
 from pybrush.plan.cost import epochs_per_slice
 from pybrush.plan.graph import root_key, slice_digest, stage_graph, stage_key
+from pybrush.plan.order import ReleaseSeeds
 from pybrush.plan.placement import ShardPlan
-from pybrush.record import Record, RecordPlan, cipher, declarations, states
+from pybrush.record import Record, RecordPlan, cipher, declarations, queue, releases, states
 from pybrush.record.fingerprint import canonical_json, semantic_digest
 from pybrush.record.ledger import event_digest
 from pybrush.record.resolve import Wish
@@ -259,7 +260,7 @@ def test_the_pending_file_has_its_vector():
     assert list(reader.defects_of_pending(plan, found)) == []
     assert joined[0] == added.names.tobytes() == reader.pseudonym(KEY, -3)
     assert joined[1] == added.placements.tobytes() == added.subjects.tobytes() == reader.subject_name(KEY, -3)
-    numbers = (added.shards, added.slices, added.copies, added.positions)
+    numbers = (added.shards, added.slices, added.copies, added.positions, added.days)
     assert joined[3:] == tuple(int(number[0]) for number in numbers) and found["places"] == added.places.tolist() == [5]
     salt = octets(VECTORS["events"]["salt"])
     assert reader.pending_commitment(salt, found) == asked.commitment(salt) == octets(vector["commitment"])
@@ -278,9 +279,17 @@ def test_events_commitments_and_releases_have_their_vectors():
     assert reader.commitment(salt, reader.row_bytes(rows)) == commitment
     words = (salt, "initial-state", "the weights were random")
     assert reader.declaration_commitment(*words) == declarations.commitment(*words) == octets(vector["declaration"])
+    entry = (salt, "ids", [reader.pseudonym(KEY, 17)])
+    assert reader.entry_commitment(*entry) == queue.commitment(*entry) == octets(vector["entry"])
     of_fit = reader.release_key(VECTORS["keys"]["root(3)"], "fit", b"")
     assert of_fit == vector["release of the fit"]
     assert reader.release_key(of_fit, "rebuild", commitment) == vector["release of a rebuild"]
+    method, release = vector["approximate method"], vector["release of it"]
+    assert reader.release_key(of_fit, method, commitment) == releases.release_key(of_fit, method, commitment) == release
+    state = vector["its state of shard 3"]
+    assert reader.state_key(release, 3) == releases.state_keys(release, [3])[3] == state
+    seed = int(vector["its seed of noise"])
+    assert reader.release_seed(11, release, 3, "noise") == ReleaseSeeds(11, release, 3)("noise") == seed
 
 
 # Real records
@@ -301,6 +310,11 @@ def make_by_ids(folder):
         record.declare("initial-state", "the weights were random")
         record.declare("consent", "all rows came with consent é")
         record.declare("initial-state", "the weights were drawn")
+        record.enqueue(ids=[3, 8])
+        record.enqueue(ids=[3])
+        record.amend(IDS[20:22])
+        record.withdraw(record.admit())
+        record.admit()
     unlearn(folder, data(), by_ids([3, IDS[25], b"4"]), IDS)
     return data(), [i for i in range(40) if i not in (3, 25, 34)]
 
@@ -572,6 +586,12 @@ DAMAGES = {
         change("INSERT INTO declarations VALUES ('x', 'y', '2026-01-31', zeroblob(16))"),
         "declaration x",
     ),
+    "a name taken out of the queue": (change("DELETE FROM queued WHERE entry = 1"), "entry 1"),
+    "an entry that is served twice": (change("UPDATE queue SET request = 7 WHERE number = 2"), "entry 2"),
+    "an entry that waits again": (change("UPDATE queue SET state = 'waiting' WHERE number = 4"), "entry 4"),
+    "an entry taken out": (change("DELETE FROM queue WHERE number = 5"), "no entry 5"),
+    "an entry that is taken by nobody": (change("UPDATE queue SET state = 'accepted' WHERE number = 5"), "request of"),
+    "a name put into the queue": (change("INSERT INTO queued VALUES (9, zeroblob(16))"), "a name in the queue"),
     "a place": (change("UPDATE samples SET shard = 1 - shard % 2 WHERE copies = 1"), "placement"),
     "a content": (change("UPDATE samples SET content = zeroblob(16)"), "cells"),
     "a copy": (change("UPDATE samples SET copies = copies + 1"), "cells"),
@@ -616,7 +636,9 @@ def test_the_key_ring_holds_one_key_for_each_stage_and_the_id_that_the_plan_has(
     record, ring = reader.read_record(folder), folder.with_name("encrypted.keys")
     assert (ring / "ring").read_text() == record["plan"]["encryption"]["ring"]
     noted = {manifest["encryption"]["key_id"] for key, manifest in record["manifests"].items() if key != "initial"}
-    assert {path.name for path in ring.iterdir()} == noted | {"ring"}
+    assert {path.name for path in ring.iterdir()} == noted | {"ring", "latest"}
+    number, digest = (ring / "latest").read_text().split(" ")
+    assert {event["number"]: event["digest"].hex() for event in record["tables"]["events"]}[int(number)] == digest
     for stage in reader.expected_stages(record):
         name = record["manifests"][stage["key"]]["encryption"]["key_id"]
         assert re.fullmatch(stage["key"] + r"\.[0-9a-f]{8}", name) and len((ring / name).read_bytes()) == 32

@@ -447,7 +447,7 @@ def test_a_stage_of_a_plan_that_a_request_changed_meanwhile_is_not_published(tmp
     victim = next(i for i in IDS if cell_of(i) == (0, 0))  # a row of the stage that is being trained
 
     def fit_slowly(pause):
-        with pytest.raises(RecordError, match="changed while a stage was trained"):
+        with pytest.raises(RecordError, match="changed while a state of it was made"):
             forget.fit(folder, wish(), Waiting(pause), rows, roster_of(rows, IDS))
 
     with paused(fit_slowly):

@@ -85,15 +85,15 @@ def test_help_needs_no_framework(tmp_path):
     code = (
         "import sys; from pybrush.app import main\n"
         "words = ['--help'], ['train', '--help'], ['unlearn', '--help'], ['verify', '-h'], ['plan', '-h']\n"
-        "words += (['info', '-h'],)\n"
+        "words += (['info', '-h'], ['enqueue', '-h'])\n"
         "codes = [main(list(line)) for line in words]\n"
-        "assert codes == [0, 0, 0, 0, 0, 0], codes\n"
+        "assert codes == [0, 0, 0, 0, 0, 0, 0], codes\n"
         "found = {'torch', 'lightning', 'pytorch_lightning', 'keras', 'tensorflow'} & set(sys.modules)\n"
         "assert not found, found"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("pybrush verify", "mnist5k", "experiment", "forget:", "allow:", "model_bytes:", "as_json:"):
+    for word in ("pybrush verify", "mnist5k", "experiment", "forget:", "allow:", "model_bytes:", "as_json:", "admit:"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -264,7 +264,7 @@ def test_other_refusals_have_one_message_too(here, capsys):
         (["unlearn", "forget.file=forget.txt"], "say which record"),
         (["verify", "record=nowhere"], "there is no record in nowhere"),
         (["verify"], "say which record"),
-        (["forget"], "plan, train, unlearn, verify, export, info"),
+        (["forget"], "plan, train, unlearn, enqueue, verify, export, info"),
         (["export", "record=records/digits"], "say where to"),
         (["export", "to=out"], "say which record"),
         (["train", "experiment=nothing"], "digits_sisa"),

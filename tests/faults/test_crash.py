@@ -19,8 +19,21 @@ import pytest
 from pybrush.errors import PyBrushError
 from pybrush.record import Record
 from pybrush.record.ledger import Ledger
+from tests.core import test_encryption_kill as encrypted
+from tests.core.numpy_methods import Shrink, by, exactly
 from tests.core.test_fit_and_forget import KEY, by_ids, data
-from tests.core.test_kill import CASES, assert_finished, cancel, first_fit, fitted, id_case, kill_points, with_twins
+from tests.core.test_kill import (
+    CASES,
+    assert_finished,
+    cancel,
+    first_fit,
+    fitted,
+    id_case,
+    kill_points,
+    queue_case,
+    with_twins,
+)
+from tests.core.test_release_kill import serve as ask_for
 from tests.faults import disk, sqlite_files
 
 needs_watching = pytest.mark.skipif(
@@ -51,10 +64,12 @@ class Call:
 
     def is_sealed(self, folder):
         """Whether all its requests are, so that nobody has to call again."""
-        return self.states[-1:] == ("sealed",) and states_of(folder) == self.states
+        return self.states[-1:] == ("sealed",) and states_of(folder / self.record) == self.states
 
     def assert_done(self, folder):
         assert_finished(folder / self.record, self.twin, self.gone)
+        if (folder / "record.keys").exists():
+            encrypted.assert_ring_fits(folder)
         assert states_of(folder / self.record) == self.states
 
 
@@ -125,16 +140,51 @@ def declaration(scratch):
     return Call(base, declare, base, [], ())
 
 
+def encrypted_fit(scratch):
+    encrypted.make(scratch / "twin", encrypt=None)
+    return Call(None, encrypted.make, scratch / "twin" / "record", [], (), "record")
+
+
+def encrypted_request(scratch):
+    case = id_case()
+    encrypted.make(scratch / "base")
+    case.twin(scratch / "twin")
+    return Call(scratch / "base", encrypted.serve, scratch / "twin", case.gone, record="record")
+
+
+def queue(scratch):
+    case = queue_case()
+    base, twin = with_twins(case, scratch)
+    with closing(Record.open(base, KEY)) as record:
+        case.enqueue(record)
+    return Call(base, case.serve, twin, case.gone)
+
+
+def approximate_then_exact(scratch):
+    case = id_case()
+    base, twin = with_twins(case, scratch)
+
+    def ask(folder):
+        ask_for(case, by(Shrink()), folder)
+        ask_for(case, exactly(), folder)
+
+    return Call(base, ask, twin, case.gone, ("sealed", "sealed"))
+
+
 CALLS = {name: partial(request, name) for name in CASES} | {
     "fit": fit,
     "fit after a kill": fit_after_a_kill,
     "second request": second_request,
     "request after a kill": partial(request_after_a_kill, "after commit accept"),
     "request after a late kill": partial(request_after_a_kill, "after commit commit"),
+    "queue": queue,
+    "approximate then exact": approximate_then_exact,
     "cancellation": cancellation,
     "declaration": declaration,
+    "encrypted fit": encrypted_fit,
+    "encrypted request": encrypted_request,
 }
-FEW = 40
+FEW = 25
 """Disks of each call that the short run looks at."""
 
 STATES = ("pending", "committed", "collected", "sealed")
@@ -161,7 +211,7 @@ def assert_nothing_lost(call, journal, count, folder):
     if "cancel" in commits:
         assert found == ("cancelled",)
     if "plan" in commits:
-        assert (folder / "record.key").read_bytes() == KEY
+        assert call.make is not first_fit or (folder / "record.key").read_bytes() == KEY
         with closing(Record.open(place, KEY)) as record:
             assert record.samples().rows == 14
     if "declaration" in commits:

@@ -23,7 +23,7 @@ from tests.faults.test_crash import CALLS, journal_of, needs_watching
 from tests.faults.watched import GROWS, Watched, broken, full
 
 ERRORS = OSError, sqlite3.DatabaseError, PyBrushError
-FEW = 6
+FEW = 3
 """Changes of each call at which the short run lets it fail."""
 DISKS = {"full": (full, GROWS), "broken": (broken, ())}
 

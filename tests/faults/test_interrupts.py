@@ -18,7 +18,7 @@ from tests.core.test_kill import id_case, in_child, with_twins
 from tests.faults.test_crash import CALLS
 from tests.faults.test_full_disk import copied, weights_of
 
-FEW = 8
+FEW = 5
 """Steps of each call at which the short run interrupts it."""
 
 

@@ -8,6 +8,7 @@ import inspect
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,16 @@ def test_rows_persons_and_what_is_missing_are_forgotten_too(tmp_path):
     record.close()
 
 
+def test_what_waits_in_the_queue_and_what_is_too_old_are_served_too():
+    fit()
+    with closing(Record.open("record")) as record:
+        record.enqueue(ids=IDS)
+        done = unlearn("lightning", "--queued=true")
+        assert (done.result.forgotten, done.result.entries) == (2, (1,))
+        assert unlearn("lightning", "--before=2020-01-31").result.method == "none"
+        assert record.verify().is_clean
+
+
 def test_a_script_goes_on_with_the_record_of_a_command_line():
     from tests.lightning.project import Data, Net
 
@@ -155,6 +166,7 @@ def test_a_script_goes_on_with_the_record_of_a_command_line():
 REFUSED = {
     "nothing": ([], "in one way"),
     "two ways": (["--rows=[3]", "--forget_file=ids.txt"], "in one way"),
+    "the queue and more": (["--queued=true", "--before=2020-01-31"], "in one way"),
     "rows and what is missing": (["--rows=[3]", "--missing=true"], "in one way"),
     "an empty file": (["--forget_file=empty.txt"], "names nothing"),
     "no file": (["--forget_file=none.txt"], "cannot be read"),

@@ -13,7 +13,8 @@ import torch
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
@@ -108,6 +109,11 @@ def by_column():
     return ColumnTransformer(kinds).fit(TABLE)
 
 
+def searched():
+    pipeline = make_pipeline(StandardScaler(), PCA())
+    return GridSearchCV(pipeline, {"pca__n_components": [1, 2]}, cv=2).fit(TABLE)
+
+
 FITTED_ONCE = scaler()
 
 FITTED = {
@@ -123,6 +129,17 @@ FITTED = {
     ),
     "a pipeline": (lambda: Prepared(Scaling(make_pipeline(StandardScaler(), PCA(2)).fit(TABLE))),
                    ["PCA", "StandardScaler"]),
+    "a union in a pipeline": (
+        lambda: Prepared(Scaling(make_pipeline(make_union(StandardScaler(), PCA(2)), MinMaxScaler()).fit(TABLE))),
+        ["MinMaxScaler", "PCA", "StandardScaler"],
+    ),
+    "a search over pipelines": (
+        lambda: Prepared(Scaling(searched())),
+        ["GridSearchCV", "PCA", "StandardScaler"],
+    ),
+    "a partial of a bound method": (
+        lambda: Prepared(Compose([Compose([partial(scaler().transform, copy=True)])])), ["StandardScaler"]
+    ),
     "columns": (lambda: Prepared(columns=by_column()), ["ColumnTransformer", "MinMaxScaler", "StandardScaler"]),
     "a vocabulary": (lambda: Prepared(words=CountVectorizer().fit(["a text", "another"])), ["CountVectorizer"]),
     "a class of the user's": (lambda: Prepared(centre=Centred().fit(TABLE)), ["Centred"]),

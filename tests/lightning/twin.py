@@ -42,6 +42,7 @@ from tests.lightning.models import (
     Repeated,
     Rows,
     SavesForTheCluster,
+    Table,
     Validated,
     WithLoader,
 )
@@ -68,6 +69,8 @@ class Case:
     validation: bool = False
     package: Any = lightning
 
+
+TABLE = {"ids": "names", "subjects": "owners", "times": "days"}
 
 CASES = {
     "momentum": Case(),
@@ -164,6 +167,14 @@ CASES |= {
     "watched in the other package": Case(
         OtherNet, package=pl, trainer={"logger": True, "enable_progress_bar": True},
         callbacks=(lambda: pl.callbacks.LearningRateMonitor("epoch"), pl.callbacks.TQDMProgressBar),
+    ),
+    "a table": Case(rows=Table, sisa=TABLE, gone=(3, 14, 25, 36)),
+    "a table in order": Case(
+        rows=Table, sisa=TABLE, gone=(3, 14, 25, 36), loader={"shuffle": False}, source="datamodule"
+    ),
+    "a share of a table": Case(
+        lambda: Validated(scheduler="plateau"), rows=Table, sisa=TABLE, gone=(3, 14, 25, 36), validation=True, epochs=4,
+        trainer={"limit_train_batches": 0.5, "val_check_interval": 2}, loader={"drop_last": True},
     ),
     "compiled": Case(compiled_net),
     "the typed trainer": Case(package=pybrush_lightning),
