@@ -97,13 +97,14 @@ def compare_states(stored: Packed, found: Packed, tolerance: Tolerance) -> State
     groups: dict[str, list[_TensorDifference]] = {}
     places: list[str] = []
     for path, node, other in _pairs(parse_tree(stored[0]), parse_tree(found[0]), ()):
-        if not _is_tensor(node) or node != other:
-            places += [".".join(path) or "the whole state"] if node != other else []
-            continue
-        difference = _tensor_difference(node[2], stored[1][node[5]], found[1][node[5]])
-        groups.setdefault(".".join(path[:2]), []).append(difference)
-        if difference.differs and difference.is_exact:
-            places.append(".".join(path))
+        place = ".".join(path) or "the whole state"
+        if node != other:
+            places.append(place)
+        elif _is_tensor(node):
+            difference = _tensor_difference(node[2], stored[1][node[5]], found[1][node[5]])
+            groups.setdefault(".".join(path[:2]), []).append(difference)
+            if difference.differs and difference.is_exact:
+                places.append(place)
     within = not places and all(one.is_within(tolerance) for group in groups.values() for one in group)
     same = not places and not any(one.differs for group in groups.values() for one in group)
     outcome: Outcome = "bit_identical" if same else "within_tolerance" if within else "mismatch"
@@ -131,8 +132,6 @@ class _TensorDifference:
         return self.largest / self.scale if self.scale else float("inf")
 
     def is_within(self, tolerance: Tolerance) -> bool:
-        if self.is_exact:
-            return not self.differs
         return self.largest <= tolerance.absolute + tolerance.relative * self.scale
 
 

@@ -53,5 +53,10 @@ WRITERS = {
     "unlearn": forgetting((0, 0)),
     "unlearn from a stage": forgetting((0, 1)),
     "cancel": opened(lambda record: record.cancel(1)),
+    "withdraw": opened(lambda record: record.withdraw(1)),
+    "enqueue": opened(lambda record: record.enqueue(ids=IDS[:1])),
+    "amend": opened(lambda record: record.amend(IDS[:1])),
+    "admit": opened(lambda record: record.admit()),
+    "settle": opened(lambda record: record.settle()),
     "declare": opened(lambda record: record.declare("initial-state", "the weights were random")),
 }

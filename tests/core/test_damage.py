@@ -163,9 +163,9 @@ def test_another_version_of_the_ledger_is_refused(folder):
 # Ledger and key
 
 
-@pytest.mark.parametrize("size", [0, 50, 4096, 9000])
+@pytest.mark.parametrize("size", [0, 50, 4096, 9000, -3, -4096])
 def test_a_ledger_that_was_cut_is_refused_and_not_made_anew(size, folder):
-    os.truncate(folder / "ledger.sqlite", size)
+    os.truncate(folder / "ledger.sqlite", size if size >= 0 else (folder / "ledger.sqlite").stat().st_size + size)
     refuse(folder, READERS | WRITERS, CorruptRecordError)
 
 
@@ -278,3 +278,25 @@ def test_the_rows_of_a_shard_that_is_not_trained_need_not_be_there(folder):
     far = [i for i in range(N) if shard_of(IDS[i]) == 2][:2]
     left = [i for i in range(N) if i not in far]
     assert unlearn(folder, keep(data(N), left), by_ids([first_in((0, 1))]), [IDS[i] for i in left]).forgotten == 1
+
+
+@pytest.fixture
+def encrypted(tmp_path):
+    """A record whose stages are encrypted, and its key ring."""
+    return made(tmp_path / "record", data(N), IDS, encrypt=True), tmp_path / "record.keys"
+
+
+@pytest.mark.parametrize("where", [(0, 0), (1, 1)], ids=str)
+def test_a_stage_whose_key_is_lost_is_refused_by_the_requests_that_need_it(where, encrypted):
+    record, ring = encrypted
+    names = {path.name for path in ring.iterdir()}
+    manifest = json.loads((at(record, where) / MANIFEST).read_text())
+    (lost,) = [name for name in names if name in json.dumps(manifest["encryption"]) or name == manifest["key"]]
+    (ring / lost).unlink()
+    refuse(record, [call for call in RELYING[where] if "unlearn" in call], (CorruptRecordError, SecretKeyError))
+
+
+def test_without_its_key_ring_nothing_of_an_encrypted_record_is_touched(encrypted):
+    record, ring = encrypted
+    shutil.rmtree(ring)
+    refuse(record, ["unlearn", "unlearn from a stage", "dry run"], PyBrushError)

@@ -21,7 +21,7 @@ from pybrush.record.locks import coordinator_lock, request_lock
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.processes import fork, paused, status_of
 from tests.core.small_record import IDS, READERS, WRITERS, N, shard_of
-from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, keep, unlearn
+from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
 from tests.core.test_refusals import failing
 from tests.untouched import files_in, untouched
 
@@ -76,7 +76,7 @@ def test_a_read_only_record_can_be_looked_at_and_verified_and_nothing_else(folde
     def work():
         for name in ("open", "info", "verify"):
             READERS[name](folder)
-        for name in ("unlearn", "declare"):
+        for name in ("unlearn", "declare", "enqueue", "amend", "admit"):
             with pytest.raises(StorageError, match="could not be written"):
                 WRITERS[name](folder)
         for name in ("fit", "cancel"):  # a fit that is complete, a request that is not known: there is little to write
@@ -197,12 +197,25 @@ def test_a_disk_that_is_full_before_a_request_is_accepted_leaves_nothing_of_it(s
     WRITERS["unlearn from a stage"](folder)  # a ledger that has been written to
 
     def work():
-        for name in ("unlearn", "declare"):
+        for name in ("unlearn", "declare", "enqueue", "amend", "admit"):
             with untouched(folder.parent), pytest.raises(StorageError, match="could not be written"):
                 WRITERS[name](folder)
 
     limited(size, work)
     WRITERS["unlearn"](folder)
+
+
+@pytest.mark.parametrize("size", [5_000, 20_000, 50_000])
+def test_a_first_fit_without_room_for_its_ledger_leaves_no_half_of_it(size, tmp_path):
+    record = tmp_path / "record"
+
+    def work():
+        with pytest.raises(StorageError, match=r"ledger\.sqlite.* could not be written"):
+            fit(record, data(N), IDS)
+
+    limited(size, work)
+    assert halves(record) == [] and not (record / "ledger.sqlite").exists()
+    fit(record, data(N), IDS)[0].record.close()
 
 
 @pytest.mark.parametrize("size", [0, 10, 1000, 60_000, 150_000])
@@ -306,17 +319,18 @@ def of_the_ledger(folder, begin):
         yield
 
 
+BY_ALL = ["fit", "unlearn", "declare", "enqueue", "amend", "admit", "settle"]
 HOLDS = {
-    "the lock": (coordinator_lock, ["fit", "unlearn", "declare"], "has been writing"),
+    "the lock": (coordinator_lock, BY_ALL, "has been writing"),
     "the request's lock": (request_lock, ["dry run", "unlearn", "cancel"], "another process serves a request"),
     "the ledger, to write": (
         lambda folder: of_the_ledger(folder, "BEGIN EXCLUSIVE"), [*READERS, *WRITERS], "another connection holds"
     ),
     "the ledger, soon to write": (
-        lambda folder: of_the_ledger(folder, "BEGIN IMMEDIATE"), ["unlearn", "declare"], "another connection holds"
+        lambda folder: of_the_ledger(folder, "BEGIN IMMEDIATE"), ["unlearn", "enqueue"], "another connection holds"
     ),
     "the ledger, to read": (
-        lambda folder: of_the_ledger(folder, "BEGIN"), ["unlearn", "declare"], "another connection holds"
+        lambda folder: of_the_ledger(folder, "BEGIN"), ["unlearn", "declare", "enqueue"], "another connection holds"
     ),
 }  # fmt: skip
 

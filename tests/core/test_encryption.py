@@ -31,6 +31,7 @@ from pybrush.errors import (
 )
 from pybrush.record import Record, cipher, files
 from pybrush.record.keyring import KeyRing, make_ring, ring_path
+from pybrush.record.store import Manifest
 from tests.core import format_reader as reader
 from tests.core.numpy_learner import NumpyLearner, roster_of, wish
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids, data, fit, keep, unlearn
@@ -535,6 +536,15 @@ def test_a_plain_stage_in_an_encrypted_record_is_refused_and_an_encrypted_one_in
                 opened.store.load(key)
 
 
+def test_the_initial_state_is_never_encrypted_whoever_writes_it(record):
+    with closing(Record.open(record, KEY)) as opened:
+        before = keys_in(ring_of(record))
+        aside = opened.store.write_aside({"a": np.ones(2)}, Manifest("initial"))
+        assert note_of(aside) is None and keys_in(ring_of(record)) == before
+        opened.store.drop(aside)
+        assert opened.store.manifest("initial").encryption is None
+
+
 # Settings
 
 
@@ -583,6 +593,15 @@ def test_where_what_encrypts_is_not_installed_the_error_names_the_extra_before_a
     with closing(Record.open(record, KEY)) as opened, pytest.raises(MissingExtraError, match="encrypt"):
         opened.store.load(opened.constituents()[0])
     assert everything(tmp_path) == before
+
+
+def test_where_what_encrypts_is_not_installed_no_stage_is_trained_that_could_not_be_stored(record, monkeypatch):
+    shutil.rmtree(record / "stages")
+    without_cryptography(monkeypatch)
+    learner, rows = NumpyLearner([0.0] * 3), data(20)
+    with pytest.raises(MissingExtraError, match="encrypt"):
+        forget.fit(record, wish(), learner, rows, roster_of(rows, IDS))
+    assert learner.trained == []
 
 
 # Pieces

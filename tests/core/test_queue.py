@@ -355,6 +355,9 @@ def test_a_request_that_failed_has_its_entries_and_the_next_call_finishes_it_for
 def test_what_came_meanwhile_is_served_after_the_request_that_was_open(failed, tmp_path):
     with opened(failed) as record:
         record.enqueue(ids=[IDS[7]])
+    foretold = serve(failed, dry_run=True)  # of what waits; what was taken is the open request's
+    assert (foretold.forgotten, foretold.entries) == (1, (3,))
+    assert any("request 1 is not finished" in note for note in foretold.notes)
     result = serve(failed)
     assert (result.request, result.forgotten, result.entries) == (2, 1, (3,))
     assert states_of(failed) == [(1, "served", 1), (2, "served", 1), (3, "served", 2)]

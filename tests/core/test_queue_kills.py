@@ -9,11 +9,12 @@ from functools import partial
 
 import pytest
 
-from pybrush.errors import CorruptRecordError
-from pybrush.record import Record
+from pybrush.errors import CorruptRecordError, LockedError
+from pybrush.record import Record, files
 from tests import reference
 from tests.core import format_reader as reader
 from tests.core import test_kill
+from tests.core.processes import at_once, paused
 from tests.core.test_fit_and_forget import KEY, assert_same_record, by_ids
 from tests.core.test_kill import cancel, files_in, id_case, kill_points, queue_case, with_twins
 
@@ -142,6 +143,33 @@ def test_an_entry_that_waited_is_served_after_a_request_that_was_killed(scratch)
         assert_same_record(folder, twin)
         with closing(Record.open(folder, KEY)) as record:
             assert record.verify().is_clean
+
+
+def test_entries_that_come_at_once_are_all_there(scratch):
+    case = id_case()
+    case.make(scratch / "a")
+    at_once(*(partial(enqueue, scratch / "a", case.ids[i : i + 1]) for i in range(5)))
+    assert states_of(scratch / "a") == [("waiting", None)] * 5
+    assert reader.defects(reader.read_record(scratch / "a")) == []
+    assert case.serve(scratch / "a", queue_case().ask).forgotten == 5
+
+
+def test_an_entry_comes_while_another_process_trains_and_is_served_by_it_where_that_forgets_its_rows(scratch):
+    case = id_case()
+    base, twin = with_twins(case, scratch)
+
+    def train(pause):
+        steps = iter([pause])
+        files.observer = lambda step: next(steps, int)() if step == "before write tree.json" else None
+        case.serve(base)
+
+    with paused(train):
+        enqueue(base, case.ids[3:4])
+        enqueue(base, case.ids[5:6])
+        with pytest.raises(LockedError):
+            case.serve(base, queue_case().ask)
+    assert states_of(base) == [("served", 1), ("waiting", None)]
+    assert_same_record(base, twin)
 
 
 def test_a_name_of_the_forgotten_that_stays_in_the_queue_stops_the_seal(scratch, monkeypatch):

@@ -286,6 +286,14 @@ def test_whatever_is_no_number_of_a_tensor_must_be_equal_whatever_the_tolerance(
     assert any(name in place or place == "the whole state" for place in found.places) or name == "w"
 
 
+@pytest.mark.parametrize("found", [{"b": 1, "a": 2}, {"a": 1, "c": 2}, {"a": 1}, [1, 2], None])
+def test_names_and_their_order_must_be_equal(found):
+    difference = compared({"state": {"a": 1, "b": 2}}, {"state": found}, Tolerance(1e9, 1e9))
+    assert (difference.outcome, difference.places) == ("mismatch", ("state",))
+    tensors = compared({"a": np.ones(1), "b": np.zeros(1)}, {"a": np.ones(1), "c": np.zeros(1)}, Tolerance(1e9, 1e9))
+    assert (tensors.outcome, tensors.places) == ("mismatch", ("the whole state",))
+
+
 def test_other_bits_of_a_nan_and_zeros_of_another_sign_are_within_every_tolerance():
     nans = np.array([0x7FF8000000000000, 0x7FF8000000000001], dtype="<u8").view("<f8")
     for one, other in ((nans[:1], nans[1:]), (np.array([0.0]), np.array([-0.0]))):

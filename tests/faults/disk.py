@@ -201,7 +201,7 @@ class Journal:
         return tree
 
     def disks(self, seed, samples):
-        """Yield (changes made, how, tree) for crashes after every change, each tree once.
+        """Yield (changes made, how, tree) for crashes after every change, each tree once after what was reported.
 
         Args:
             seed: of the samples.
@@ -212,9 +212,9 @@ class Journal:
         for count in range(len(self) + 1):
             for how, luck in self._fates(count, seed, samples):
                 tree = self.after_power_failure(count, luck)
-                listed = hash(frozenset(tree.listed().items()))
-                if listed not in seen:
-                    seen.add(listed)
+                crash = hash((frozenset(tree.listed().items()), *self.commits(count)))
+                if crash not in seen:
+                    seen.add(crash)
                     yield count, how, tree
 
     def _fates(self, count, seed, samples):

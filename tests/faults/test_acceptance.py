@@ -12,6 +12,7 @@ import signal
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pybrush.errors import ErasureError
+from pybrush.guarantee import Empirical
+from pybrush.method import Applied
 from pybrush.record import Record
 from pybrush_lightning import SISA
 from tests import reference
@@ -36,20 +39,24 @@ from tests.lightning.twin import KEY, SEED
 
 N, OWNERS, GROUPS = 90, 30, 4
 """Rows; people; groups of three rows with equal contents."""
+NEW = range(N - 6, N)
+"""Rows that are not there at first."""
 
 
 class Patients(Dataset):
-    """Rows whose inputs and targets are patterns of their own; rows may be deleted."""
+    """Rows whose inputs and targets are patterns of their own; rows may be deleted, and their targets amended."""
 
-    def __init__(self, deleted=()):
+    def __init__(self, deleted=(), amended=()):
         draw = np.random.default_rng(7)
         x, y = draw.normal(size=(N, 6)).astype("float32"), draw.normal(size=(N, 2)).astype("float32")
         for group in range(GROUPS):
             x[[group + 10, group + 20]], y[[group + 10, group + 20]] = x[group], y[group]
+        y[list(amended)] += 1
         left = [row for row in range(N) if row not in set(deleted)]
         self.x, self.y = torch.from_numpy(x[left]), torch.from_numpy(y[left])
         self.names = [f"scans/patient-{row:06d}.png" for row in left]
         self.owners = [f"person-{row % OWNERS:010d}" for row in left]
+        self.days = [str(date(2020, 1, 1) + timedelta(days=row)) for row in left]
 
     def __len__(self):
         return len(self.y)
@@ -88,6 +95,26 @@ class Remembers(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
+PROMISE = Empirical((), ("nothing was measured",))
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """An approximate method, of no use to anybody: weights shrink, and what was seen is wiped out."""
+
+    name: str = "shrinking"
+    promise: Empirical = PROMISE
+    needs: frozenset = frozenset()
+    settings: dict = field(default_factory=dict)
+
+    def apply(self, learner, portion):
+        with torch.no_grad():
+            for parameter in learner.module.parameters():
+                parameter *= 0.9
+            learner.module.seen.zero_()
+        return Applied(self.promise)
+
+
 class Notes(lightning.Callback):
     """Writes the user's own notes: of these PyBrush knows nothing, and the documents say so."""
 
@@ -98,12 +125,13 @@ class Notes(lightning.Callback):
 
 
 PATIENTS = Patients()
-NAMES, PEOPLE = PATIENTS.names, PATIENTS.owners
+NAMES, PEOPLE, DAYS = PATIENTS.names, PATIENTS.owners, PATIENTS.days
 
 
 def trainer_for(root):
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    sisa = SISA(3, 2, record=root / "record", ids="names", subjects="owners", outputs="values", key=KEY, seed=SEED)
+    named = {"ids": "names", "subjects": "owners", "times": "days"}
+    sisa = SISA(3, 2, record=root / "record", **named, outputs="values", key=KEY, seed=SEED)
     kept = [ModelCheckpoint(save_top_k=-1, save_last=True), ModelCheckpoint(root / "best", monitor="loss")]
     logger = CSVLogger(root / "logs")
     return lightning.Trainer(
@@ -120,10 +148,10 @@ def loader(rows):
     return DataLoader(rows, batch_size=6, shuffle=True)
 
 
-def fit(root, deleted=()):
+def fit(root, rows):
     root.mkdir(exist_ok=True)
     trainer, module = trainer_for(root), module_for()
-    trainer.fit(module, loader(Patients(deleted)))
+    trainer.fit(module, loader(rows))
     torch.save(answers(trainer, module), root / "answers.pt")
 
 
@@ -132,8 +160,8 @@ def answers(trainer, module):
 
 
 KINDS = (
-    *("ids", "ids", "rows", "rows", "loader", "loader", "subjects", "subjects", "missing", "missing", "missing"),
-    *("duplicates", "duplicates", "cancelled", "cancelled", "again", "dry run", "list", "fit", "declared"),
+    *("ids", "rows", "loader", "subjects", "subjects", "missing", "missing", "duplicates", "duplicates", "before"),
+    *("queued", "queued", "approximate", "approximate", "cancelled", "again", "dry run", "list", "fit", "declared"),
 )
 
 
@@ -144,19 +172,22 @@ class Campaign:
     Attributes:
         root: the trainer's root.
         chance: decides all that is random.
-        gone: rows asked to be forgotten. deleted: rows that are not in the data set any more.
+        gone: rows asked to be forgotten. deleted: rows that are not in the data set, any more or as yet.
+        amended: rows whose targets changed. inexact: ids that were forgotten approximately.
         kills: how many processes were killed.
     """
 
     root: Path
     chance: random.Random
     gone: set = field(default_factory=set)
-    deleted: set = field(default_factory=set)
+    deleted: set = field(default_factory=lambda: {*NEW})
+    amended: set = field(default_factory=set)
+    inexact: list = field(default_factory=list)
     kills: int = 0
 
     def draw(self, count):
         """Choose rows that are still trained on, and equal to no other."""
-        free = [row for row in range(N) if row not in self.gone and row % 10 >= GROUPS]
+        free = [row for row in range(N) if row not in self.gone | self.deleted and row % 10 >= GROUPS]
         return sorted(self.chance.sample(free, count))
 
     def call(self, **asked):
@@ -171,7 +202,7 @@ class Campaign:
         in_process(work)
 
     def serve(self, asked):
-        rows = Patients(self.deleted)
+        rows = self.data()
         if "forget" in asked:
             asked = asked | {"forget": DataLoader(Subset(rows, self.at(rows, asked["forget"])), batch_size=2)}
         if "rows" in asked:
@@ -181,6 +212,13 @@ class Campaign:
         if not asked.get("dry_run"):
             torch.save(answers(trainer, module), self.root / "answers.pt")
         return result
+
+    def data(self):
+        """Return the data set as it is now."""
+        return Patients(self.deleted, self.amended)
+
+    def opened(self):
+        return closing(Record.open(self.root / "record", KEY))
 
     def at(self, rows, wanted):
         """Return where some rows are in the data set as it is now."""
@@ -207,14 +245,53 @@ class Campaign:
 
     def make_subjects(self):
         person = PEOPLE[self.draw(1)[0]]
-        self.gone |= {row for row in range(N) if PEOPLE[row] == person}
+        self.forget_person(person)
         self.call(subjects=[person])
+
+    def forget_person(self, person):
+        """All rows of a person are forgotten, also those that might join later."""
+        self.gone |= {row for row in range(N) if PEOPLE[row] == person}
 
     def make_missing(self):
         rows = self.draw(2)
         self.gone |= {*rows}
-        self.deleted |= {*self.gone}
+        self.deleted |= self.gone
         self.call(missing=True)
+
+    def make_before(self):
+        """A retention window ends: the two oldest rows go."""
+        there = sorted({*range(N)} - self.gone - self.deleted)
+        self.gone |= {*there[:2]}
+        self.call(before=DAYS[there[2]])
+
+    def make_queued(self):
+        """Four rows and a person wait; two of the rows are amended, and three new rows join."""
+        *asked, one, other = self.draw(4)
+        person = PEOPLE[self.draw(1)[0]]
+        with self.opened() as record:
+            record.enqueue(ids=[NAMES[row] for row in asked])
+            record.enqueue(subjects=[person])
+            record.amend([NAMES[one], NAMES[other]])
+            record.admit()
+        self.gone |= {*asked}
+        self.forget_person(person)
+        self.amended |= {one, other}
+        self.deleted -= {*[row for row in NEW if row in self.deleted - self.gone][:3]}
+        self.call(queued=True)
+
+    def make_approximate(self):
+        """The rows are forgotten approximately, and exactly at once or in the end."""
+        names = [NAMES[row] for row in self.draw(2)]
+        self.gone |= {NAMES.index(name) for name in names}
+        self.call(ids=names, method=Shrinking())
+        self.inexact += names
+        if self.chance.random() < 0.5:
+            self.make_exact()
+
+    def make_exact(self):
+        if self.inexact:
+            self.call(ids=self.inexact, guarantee="exact")
+            self.inexact = []
 
     def make_duplicates(self):
         group = self.chance.randrange(GROUPS)
@@ -234,7 +311,7 @@ class Campaign:
             self.serve({"ids": [NAMES[row] for row in rows]})
 
         assert status_of(fork(stopped)) == signal.SIGKILL
-        with closing(Record.open(self.root / "record", KEY)) as record:
+        with self.opened() as record:
             record.cancel(record.requests[-1].number)
 
     def make_again(self):
@@ -254,32 +331,32 @@ class Campaign:
         rows = self.draw(2)
         self.gone |= {*rows}
         self.call(ids=[NAMES[row] for row in rows], purge="list")
-        with closing(Record.open(self.root / "record", KEY)) as record:
+        with self.opened() as record:
             with pytest.raises(ErasureError):
                 record.verify()
             assert record.settle()
 
     def make_fit(self):
-        in_process(lambda: trainer_for(self.root).fit(module_for(5), loader(Patients(self.deleted))))
+        in_process(lambda: trainer_for(self.root).fit(module_for(5), loader(self.data())))
 
     def make_declared(self):
-        with closing(Record.open(self.root / "record", KEY)) as record:
+        with self.opened() as record:
             record.declare("consent", "every person was asked")
 
     def requests(self):
-        with closing(Record.open(self.root / "record", KEY)) as record:
+        with self.opened() as record:
             return [(request.number, request.state) for request in record.requests]
 
     def files(self):
         return {path: path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
 
 
-def patterns(gone):
-    """Return byte strings that stand for rows: inputs, targets, ids, persons, pseudonyms, digests of contents."""
-    left = [row for row in range(N) if row not in gone]
+def patterns(campaign):
+    """Return byte strings that stand for rows: inputs, targets, ids, persons, pseudonyms."""
+    left = [row for row in range(N) if row not in campaign.gone | campaign.deleted]
     held = {content(row) for row in left}
-    found = []
-    for row in gone:
+    found = [content(row)[1] for row in campaign.amended]  # their new targets are other bytes
+    for row in campaign.gone:
         found += [NAMES[row].encode(), reference.pseudonym(KEY, b"s:" + NAMES[row].encode())]
         if content(row) not in held:
             found += content(row)
@@ -289,7 +366,7 @@ def patterns(gone):
 
 
 def content(row):
-    """Return inputs and target of a row as bytes."""
+    """Return inputs and target of a row as bytes, as they were at first."""
     return PATIENTS.x[row].numpy().tobytes(), PATIENTS.y[row].numpy().tobytes()
 
 
@@ -307,14 +384,15 @@ def holding(root, needles):
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 12))])
 def test_after_twenty_requests_with_kills_nothing_of_the_forgotten_is_left_and_the_bits_are_a_fits(seed, scratch):
     campaign = Campaign(scratch / "root", random.Random(seed))
-    in_process(partial(fit, campaign.root))
-    states = {path.split("/")[0] for path in holding(campaign.root, [content(row)[0] for row in range(N)])}
-    assert {"record", "logs", "best"} <= states, "the search finds what is there"
+    in_process(partial(fit, campaign.root, campaign.data()))
+    there = {path.split("/")[0] for path in holding(campaign.root, [content(row)[0] for row in range(N)])}
+    assert there == {"record", "logs", "best"}, "the search finds what is there"
     for kind in campaign.chance.sample(KINDS, len(KINDS)):
         campaign.make(kind)
+    campaign.make_exact()
     assert campaign.kills > 5
-    in_process(partial(fit, scratch / "twin", campaign.gone))
+    in_process(partial(fit, scratch / "twin", Patients(campaign.gone | campaign.deleted, campaign.amended)))
     assert_same_record(campaign.root, scratch / "twin")
     assert torch.equal(torch.load(campaign.root / "answers.pt"), torch.load(scratch / "twin" / "answers.pt"))
     assert set(dict(campaign.requests()).values()) == {"sealed", "cancelled"}
-    assert holding(campaign.root, patterns(campaign.gone)) == ["notes/patients.txt"]
+    assert holding(campaign.root, patterns(campaign)) == ["notes/patients.txt"]

@@ -20,8 +20,20 @@ from pybrush.errors import PyBrushError
 from pybrush.record import Record
 from pybrush.record.ledger import Ledger
 from tests.core import test_encryption_kill as encrypted
+from tests.core.numpy_methods import Shrink, by, exactly
 from tests.core.test_fit_and_forget import KEY, by_ids, data
-from tests.core.test_kill import CASES, assert_finished, cancel, first_fit, fitted, id_case, kill_points, with_twins
+from tests.core.test_kill import (
+    CASES,
+    assert_finished,
+    cancel,
+    first_fit,
+    fitted,
+    id_case,
+    kill_points,
+    queue_case,
+    with_twins,
+)
+from tests.core.test_release_kill import serve as ask_for
 from tests.faults import disk, sqlite_files
 
 needs_watching = pytest.mark.skipif(
@@ -140,12 +152,33 @@ def encrypted_request(scratch):
     return Call(scratch / "base", encrypted.serve, scratch / "twin", case.gone, record="record")
 
 
+def queue(scratch):
+    case = queue_case()
+    base, twin = with_twins(case, scratch)
+    with closing(Record.open(base, KEY)) as record:
+        case.enqueue(record)
+    return Call(base, case.serve, twin, case.gone)
+
+
+def approximate_then_exact(scratch):
+    case = id_case()
+    base, twin = with_twins(case, scratch)
+
+    def ask(folder):
+        ask_for(case, by(Shrink()), folder)
+        ask_for(case, exactly(), folder)
+
+    return Call(base, ask, twin, case.gone, ("sealed", "sealed"))
+
+
 CALLS = {name: partial(request, name) for name in CASES} | {
     "fit": fit,
     "fit after a kill": fit_after_a_kill,
     "second request": second_request,
     "request after a kill": partial(request_after_a_kill, "after commit accept"),
     "request after a late kill": partial(request_after_a_kill, "after commit commit"),
+    "queue": queue,
+    "approximate then exact": approximate_then_exact,
     "cancellation": cancellation,
     "declaration": declaration,
     "encrypted fit": encrypted_fit,

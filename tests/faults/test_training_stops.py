@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from pybrush.errors import RecordError
 from pybrush.record import Record
 from tests import reference
 from tests.core.processes import fork, status_of
@@ -89,22 +90,41 @@ def test_a_worker_that_dies_leaves_the_model_as_it_was_and_the_rerun_ends_in_the
     assert states(scratch / "hit") == ["sealed"]
 
 
-def ask(folder, begun):
-    """Forget the rows in a new process; say when it begins, and begin again after each interrupt."""
+def train(trainer, module):
+    trainer.fit(module, **data_for(CASE))
+
+
+def forget(trainer, module):
+    trainer.unlearn(ids=named(GONE), model=module, **data_for(CASE))
+
+
+def is_over(call, folder):
+    """Whether all that is left of a call is to give its answer, or for a request to collect."""
+    if call is forget:
+        return states(folder)[-1:] not in ([], ["pending"])
+    try:
+        with closing(Record.open(folder / "record", KEY)) as record:
+            return not record.verify().missing
+    except RecordError:  # not even planned
+        return False
+
+
+def insist(call, folder, begun):
+    """Make a call in a new process; say when it begins, and begin again after each interrupt."""
     module, trainer = module_for(CASE, folder / "initial.pt"), trainer_for(CASE, folder)
     before = tensors_of(module)
     is_done = False
     while not is_done:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
-        os.write(begun, b"!")
         try:
-            trainer.unlearn(ids=named(GONE), model=module, **data_for(CASE))
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+            os.write(begun, b"!")
+            call(trainer, module)
             is_done = True
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         except (KeyboardInterrupt, SystemExit):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            if states(folder)[-1:] in ([], ["pending"]):
+            if not is_over(call, folder):
                 assert holds(module, before)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def stop_until_done(work, kind, chance):
@@ -134,6 +154,16 @@ def test_a_request_that_is_stopped_at_random_is_finished_by_the_next_call(kind, 
     folder = scratch / "stopped"
     in_process(partial(fit, CASE, folder, scratch / "initial.pt"))
     shutil.copy(scratch / "initial.pt", folder / "initial.pt")
-    stop_until_done(partial(ask, folder), kind, random.Random(seed))
+    stop_until_done(partial(insist, forget, folder), kind, random.Random(seed))
     assert_same_record(folder, twin)
     assert states(folder) == ["sealed"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_fit_that_is_interrupted_at_random_is_finished_by_the_next_call(seed, twin, scratch):
+    folder = scratch / "stopped"
+    folder.mkdir()
+    shutil.copy(scratch / "initial.pt", folder / "initial.pt")
+    stop_until_done(partial(insist, train, folder), signal.SIGINT, random.Random(seed))
+    in_process(lambda: forget(trainer_for(CASE, folder), module_for(CASE, folder / "initial.pt")))
+    assert_same_record(folder, twin)

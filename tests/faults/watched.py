@@ -8,7 +8,6 @@ import builtins
 import errno
 import io
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,18 +163,5 @@ def broken(number):
         count += 1
         if count == number:
             raise OSError(errno.EIO, os.strerror(errno.EIO), change.path)
-
-    return before
-
-
-def killing(number):
-    """Return what kills this process before the n-th change."""
-    count = 0
-
-    def before(change):
-        nonlocal count
-        count += 1
-        if count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
 
     return before

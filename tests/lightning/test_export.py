@@ -79,7 +79,9 @@ def test_a_loaded_export_answers_bit_for_bit_as_what_was_trained(name, tmp_path)
     loaded = load_export(tmp_path / "out", fresh(case))
     inputs = INPUTS.to(next(deployed.parameters()).dtype)
     assert torch.equal(loaded(inputs), deployed(inputs)) and not loaded.training
-    assert len(list(loaded.parameters())) == len(list(deployed.parameters()))
+    # Products of matrices may have other bits where memory is laid out another way.
+    assert [p.stride() for p in loaded.parameters()] == [p.stride() for p in deployed.parameters()]
+    assert any(not p.is_contiguous() for p in loaded.parameters()) == (name == "orders of memory")
 
 
 @pytest.mark.parametrize("name", ["two shards", "one shard", "tied"])
