@@ -558,9 +558,11 @@ def test_states_of_releases_are_encrypted_with_their_secret_and_their_keys_go_wi
         weights = [record.store.load_secret(key)["weights"] for key in record.stand_ins().values()]
         weights += list(weights_served(folder).values())
         assert len(weights) == 5 and record.verify().is_clean and len(record.verify().secrets) == 2
-        assert {name.name.partition(".")[0] for name in ring.iterdir()} == {"ring", *record.ledger.wanted()} - {
-            key for key in record.ledger.wanted() if not record.store.has(key)
-        }
+        assert {name.name.partition(".")[0] for name in ring.iterdir()} == {
+            "ring",
+            "latest",
+            *record.ledger.wanted(),
+        } - {key for key in record.ledger.wanted() if not record.store.has(key)}
     assert reference.files_holding(folder, [each.tobytes() for each in weights]) == []
     ring.rename(tmp_path / "elsewhere")
     with opened(folder) as record:
@@ -572,7 +574,7 @@ def test_states_of_releases_are_encrypted_with_their_secret_and_their_keys_go_wi
     (tmp_path / "elsewhere").rename(ring)
     assert isinstance(unlearn(folder, data(), lambda _: None, IDS, terms=exactly()).guarantee, Exact)
     with opened(folder) as record:
-        assert {path.name.partition(".")[0] for path in ring.iterdir()} == {"ring"} | record.store.keys()
+        assert {path.name.partition(".")[0] for path in ring.iterdir()} == {"ring", "latest"} | record.store.keys()
 
 
 def test_rows_that_join_a_shard_that_a_release_serves_rebuild_it(fitted):
