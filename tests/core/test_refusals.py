@@ -318,6 +318,17 @@ def test_a_data_set_in_another_order_is_refused_where_the_loader_keeps_the_order
             assert unlearn(folder, keep(data(N), order), by_ids(IDS[:1]), ids).forgotten == 1
 
 
+def test_a_content_that_another_id_still_has_is_not_marked_as_forgotten(tmp_path):
+    x, y = data(N)
+    x[7], y[7] = x[3], y[3]
+    folder, marks = made(tmp_path / "record", (x, y), IDS), []
+    for row in (3, 7):
+        unlearn(folder, (x, y), by_ids([IDS[row]]), IDS)
+        with closing(Record.open(folder, KEY)) as record:
+            marks.append(len(record.ledger.rows("SELECT name FROM suppressions")))
+    assert marks == [1, 3]  # a name; two names and their content
+
+
 def test_missing_is_refused_on_a_data_set_that_changed_rather_than_shrank(tmp_path):
     x, y = data(N)
     folder = made(tmp_path / "record", (x, y))
