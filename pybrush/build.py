@@ -131,17 +131,31 @@ def _announce(record: Record, todo: list[Stage], known: list[Manifest]) -> None:
 
 
 def _outlook(record: Record, todo: list[Stage], number: int, manifests: list[Manifest]) -> Outlook:
-    """Return what the stage of a number should know of the others, at the pace of some manifests."""
-    epochs = record.plan.epochs_per_slice
+    return outlook_of(record, todo, number, [s for s in todo[number:] if not record.store.has(s.key)], manifests)
+
+
+def outlook_of(
+    record: Record, stages: list[Stage], number: int, later: Iterable[Stage], manifests: Iterable[Manifest]
+) -> Outlook:
+    """Return what the stage of a number, counted from 1, should know of the others.
+
+    Args:
+        record: the record.
+        stages: all that are trained.
+        number: which of them is next.
+        later: those that are still to be trained after it.
+        manifests: of trainings that tell the pace.
+    """
+    epochs, paces = record.plan.epochs_per_slice, list(manifests)
     return Outlook(
         number=number,
-        count=len(todo),
+        count=len(stages),
         shards=record.plan.shards,
         slices=record.plan.slices,
-        visits=todo[number - 1].rows * epochs,
-        later=sum(stage.rows for stage in todo[number:] if not record.store.has(stage.key)) * epochs,
-        measured=sum(manifest.rows for manifest in manifests) * epochs,
-        seconds=sum(manifest.seconds for manifest in manifests),
+        visits=stages[number - 1].rows * epochs,
+        later=sum(stage.rows for stage in later) * epochs,
+        measured=sum(manifest.rows for manifest in paces) * epochs,
+        seconds=sum(manifest.seconds for manifest in paces),
     )
 
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pybrush.build import Sources, check_rows, holdings_of, train
+from pybrush.build import Sources, check_rows, holdings_of, outlook_of, train
 from pybrush.errors import ConfigurationError, RecordError
 from pybrush.plan.graph import Stage
-from pybrush.plan.outlook import Outlook
 from pybrush.record.compare import GroupDifference, Outcome, StateDifference, Tolerance, compare_states
 from pybrush.record.fingerprint import environment_differences
 from pybrush.record.record import Record
@@ -166,9 +165,11 @@ def _replay_all(
     record: Record, sources: Sources, samples: Samples, holdings: Holdings, chosen: list[Stage], tolerance: Tolerance
 ) -> tuple[StageReplay, ...]:
     found: list[StageReplay] = []
+    paces = [record.store.manifest(stage.key) for stage in chosen]
     for number, stage in enumerate(chosen, start=1):
         rows = holdings.stage_rows(samples, stage.shard, stage.slice)
-        trained = train(record, sources, stage, rows, _outlook(record, chosen, number), files_under="")
+        outlook = outlook_of(record, chosen, number, chosen[number:], paces)
+        trained = train(record, sources, stage, rows, outlook, files_under="")
         stored, manifest = record.store.load(stage.key)
         difference = compare_states(pack(stored), pack(sources.learner.read_state()), tolerance)
         found.append(_reported(stage, manifest, trained, difference))
@@ -177,21 +178,6 @@ def _replay_all(
             *(number, len(chosen), stage.shard, stage.slice, trained.seconds, found[-1].outcome),
         )
     return tuple(found)
-
-
-def _outlook(record: Record, chosen: list[Stage], number: int) -> Outlook:
-    """Return what the stage of a number should know of the others, at the pace at which they were built."""
-    epochs = record.plan.epochs_per_slice
-    return Outlook(
-        number=number,
-        count=len(chosen),
-        shards=record.plan.shards,
-        slices=record.plan.slices,
-        visits=chosen[number - 1].rows * epochs,
-        later=sum(stage.rows for stage in chosen[number:]) * epochs,
-        measured=sum(stage.rows for stage in chosen) * epochs,
-        seconds=sum(record.store.manifest(stage.key).seconds for stage in chosen),
-    )
 
 
 def _reported(stage: Stage, manifest: Manifest, trained: Manifest, difference: StateDifference) -> StageReplay:

@@ -354,6 +354,7 @@ def test_a_key_file_of_another_length_is_named(record):
 
 
 def test_a_record_that_was_restored_from_a_backup_is_noticed_and_costs_no_key(record, tmp_path):
+    forgotten(record, 7)
     shutil.copytree(record, tmp_path / "backup")
     forgotten(record, 3)
     record.rename(tmp_path / "later")
@@ -372,7 +373,8 @@ def test_a_record_that_was_restored_from_a_backup_is_noticed_and_costs_no_key(re
     shutil.rmtree(record)
     (tmp_path / "later").rename(record)
     forgotten(record, 5)
-    assert_same_record(record, made(tmp_path / "b", None, keep(data(20), WITHOUT), [IDS[i] for i in WITHOUT]))
+    left = [i for i in WITHOUT if i != 7]
+    assert_same_record(record, made(tmp_path / "b", None, keep(data(20), left), [IDS[i] for i in left]))
 
 
 WITHOUT = [i for i in range(20) if i not in (3, 5)]

@@ -1,15 +1,13 @@
 """Under Lightning, rows that are amended and rows that join have the bits of a fit of the data as it is then."""
 
+from contextlib import closing
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from pybrush.errors import ContentError
 from pybrush.record import Record
-from pybrush.record.resolve import Wish
-from pybrush_lightning.around_fit import Given
-from pybrush_lightning.randomness import kept_randomness
-from pybrush_lightning.serving import Terms, serve_here, sisa_of
 from tests.lightning.models import Rows
 from tests.lightning.test_bitwise import assert_same_record
 from tests.lightning.twin import CASES, KEY, answers, data_for, module_for, trainer_for
@@ -27,24 +25,18 @@ def now(gone=()):
     return rows
 
 
-class Batch:
-    """What a queue of entries will ask: one wish for all of them."""
-
-    def wish(self, naming, namer, dataset, roster):
-        names = Rows().names
-        forgotten, amended = (namer.samples([names[row] for row in some]) for some in (FORGOTTEN, AMENDED))
-        return Wish(names=forgotten, amended=amended, admits=True)
-
-
 @pytest.mark.parametrize("name", ["ids", "in order"])
 def test_a_batch_that_forgets_amends_and_admits_has_the_bits_of_a_fit_of_the_data_as_it_is_then(name, tmp_path):
     case = CASES[name]
     settings = {"batch_size": 5, "shuffle": True, **case.loader}
     module, trainer = module_for(case, tmp_path / "initial.pt"), trainer_for(case, tmp_path)
     trainer.fit(module, **data_for(case, NEW))
-    given = Given(module, DataLoader(now(), **settings), None, None)
-    with kept_randomness():
-        result = serve_here(trainer, sisa_of(trainer), given, Batch(), Terms("auto", "exact", False))
+    names = Rows().names
+    with closing(Record.open(tmp_path / "record", KEY)) as record:
+        record.enqueue(ids=[names[row] for row in FORGOTTEN])
+        record.amend([names[row] for row in AMENDED])
+        record.admit()
+    result = trainer.unlearn(queued=True, train_dataloaders=DataLoader(now(), **settings), guarantee="exact")
     assert (result.forgotten, result.amended, result.admitted) == (2, 2, 4)
     fresh = tmp_path / "fresh"
     fresh.mkdir()

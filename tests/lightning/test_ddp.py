@@ -219,6 +219,21 @@ def test_torchrun_and_a_request_in_new_processes_make_the_same_record_as_a_scrip
 
 
 @pytest.mark.long
+def test_two_ranks_serve_what_waits_in_the_queue(told, tmp_path):
+    folder, ranks, _ = told
+    settings = {"module": "Watched", "callbacks": ["checkpoint"], "trainer": {"enable_checkpointing": True}}
+    settings |= {"initial": folder / "initial.pt", "validation": True}
+    launch(tmp_path, [["fit"]], **settings)
+    with closing(Record.open(tmp_path / "record", KEY)) as record:
+        for name in NAMES:
+            record.enqueue(ids=[name])
+    asked = launch(tmp_path, [["unlearn_anew", "request", {"ask": {"queued": True}}], ["state", "state"]], **settings)
+    assert_same_record(folder, tmp_path)
+    assert all(same(asked[rank]["state"], ranks[rank]["unlearnt"]) for rank in (0, 1))
+    assert [asked[rank]["request"]["forgotten"] for rank in (0, 1)] == [2, 2]
+
+
+@pytest.mark.long
 def test_two_machines_make_the_record_that_two_processes_of_one_make(told, tmp_path):
     folder, ranks, _ = told
     settings = {"module": "Watched", "callbacks": ["checkpoint"], "initial": folder / "initial.pt", "validation": True}

@@ -10,6 +10,7 @@ from pybrush.errors import GuaranteeError, UnsupportedError
 from pybrush.guarantee import Empirical, Exact
 from pybrush.method import Applied
 from pybrush.record import Record
+from tests import reference
 from tests.lightning.models import Net, OtherNet, Rows
 from tests.lightning.test_bitwise import assert_as_if_never_seen, fitted
 from tests.lightning.twin import CASES, KEY, answers, data_for, forget, trainer_for
@@ -124,6 +125,17 @@ def test_a_file_saved_after_an_approximate_request_holds_no_moments_and_goes_wit
     assert record.artefacts()[str(tmp_path / "edited.ckpt")] in record.stand_ins().values()
     trainer.unlearn(**asked("ids"), guarantee="exact")
     assert not (tmp_path / "edited.ckpt").exists()
+
+
+def test_a_rebuild_of_another_shard_leaves_no_moments_of_it_beside_the_state_of_a_release(tmp_path):
+    trainer, _ = fitted("ids", tmp_path)
+    names = Rows().names
+    shards = [reference.cell(reference.pseudonym(KEY, b"s:" + name.encode()), 2, 2)[0] for name in names]
+    trainer.unlearn(ids=[names[shards.index(1)]], method=Ascent())
+    trainer.unlearn(ids=[names[shards.index(0)]])
+    assert set(opened(tmp_path).stand_ins()) == {1}  # which the module holds
+    trainer.save_checkpoint(tmp_path / "edited.ckpt")
+    assert not moments(tmp_path / "edited.ckpt")
 
 
 def moments(path):

@@ -15,7 +15,7 @@ from pybrush.record.compare import compare_states
 from pybrush.record.trees import pack
 from pybrush_lightning import replay
 from tests.core.forging import contents, forge
-from tests.lightning.models import Net
+from tests.lightning.models import Data, Net, Rows
 from tests.lightning.twin import CASES, KEY, Case, answers, data_for, forget, module_for, trainer_for
 from tests.lightning.untouched import CallsNoted, by_fit
 
@@ -111,6 +111,21 @@ def test_trainer_module_files_and_logs_are_as_before_also_where_training_fails(f
         assert torch.equal(answers(trainer, module), said)
     result = trainer.unlearn(rows=[3], **given)
     assert result.cost.stages_rebuilt and replay(trainer).outcome == "bit_identical"
+
+
+def test_a_data_module_that_draws_moves_no_random_number_of_the_caller(tmp_path):
+    case = CASES["data module"]
+    trainer, module = fitted(tmp_path, case)
+
+    def drawing():
+        torch.rand(3)
+        return Rows()
+
+    torch.manual_seed(7)
+    expected = torch.rand(())
+    torch.manual_seed(7)
+    assert replay(trainer, model=module, datamodule=Data(drawing, {"batch_size": 5, "shuffle": True})).stages
+    assert torch.rand(()) == expected
 
 
 def fail(self):
