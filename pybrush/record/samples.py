@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,37 +244,40 @@ def _insert(ledger: Ledger, samples: Samples | Additions, days: Ints) -> None:
 
 
 def read_samples(ledger: Ledger) -> Samples:
-    """Read all samples from the ledger, in ascending order of names."""
+    """Read all samples from the ledger, in ascending order of names.
+
+    Of a million rows each value costs time: shard and slice come as one number, and what most rows do not have comes
+    from the few that do.
+    """
     names, contents = bytearray(), bytearray()
-    numbers: list[Ints] = [np.zeros((3, 0), dtype=np.int64)]
-    for rows in ledger.pieces("SELECT name, content, shard, slice, copies FROM samples ORDER BY name"):
-        name, content, *counts = zip(*rows, strict=True)
+    numbers: list[Ints] = [np.zeros(0, dtype=np.int64)]
+    for rows in ledger.pieces("SELECT name, content, shard << 32 | slice FROM samples ORDER BY name"):
+        name, content, cells = zip(*rows, strict=True)
         names += b"".join(name)
         contents += b"".join(content)
-        numbers.append(np.array(counts, dtype=np.int64))
-    own, (shards, slices, copies) = as_names([bytes(names)]), np.concatenate(numbers, axis=1)
-    positions = np.full(len(own), -1, dtype=np.int64)
+        numbers.append(np.array(cells, dtype=np.int64))
+    own, cell = as_names([bytes(names)]), np.concatenate(numbers)
+    shards, slices, copies = cell >> 32, cell & 0xFFFFFFFF, np.ones(len(cell), dtype=np.int64)
+    positions = np.full(len(cell), -1, dtype=np.int64)
     whole = Samples(own, own, shards, slices, as_names([bytes(contents)]), copies, positions)
-    return replace(whole, placements=_read_placements(ledger, whole), positions=_read_positions(ledger, whole))
+    for at, several in _exceptions(ledger, whole, "copies", "copies != 1"):
+        copies[at] = several
+    for at, place in _exceptions(ledger, whole, "position", "position IS NOT NULL"):
+        positions[at] = place
+    placements = own
+    for at, owners in _exceptions(ledger, whole, "placement", "placement IS NOT NULL"):
+        placements = placements.copy() if placements is own else placements
+        placements[at] = as_names(owners)
+    return replace(whole, placements=placements)
 
 
-def _read_placements(ledger: Ledger, samples: Samples) -> Names:
-    """Return the names that decided placement; most samples have only their own, of which nothing is stored."""
-    found = samples.names
-    for rows in ledger.pieces("SELECT name, placement FROM samples WHERE placement IS NOT NULL"):
-        name, placement = zip(*rows, strict=True)
-        found = found.copy() if found is samples.names else found
-        found[samples.find(as_names(name))] = as_names(placement)
-    return found
-
-
-def _read_positions(ledger: Ledger, samples: Samples) -> Ints:
-    """Return the places in the data set's order, -1 where the loader shuffles."""
-    found = samples.positions.copy()
-    for rows in ledger.pieces("SELECT name, position FROM samples WHERE position IS NOT NULL"):
-        name, position = zip(*rows, strict=True)
-        found[samples.find(as_names(name))] = position
-    return found
+def _exceptions(
+    ledger: Ledger, samples: Samples, column: str, condition: str
+) -> Iterator[tuple[Ints, tuple[Any, ...]]]:
+    """Return index and value of the rows on which a condition holds, some at a time."""
+    for rows in ledger.pieces(f"SELECT name, {column} FROM samples WHERE {condition}"):
+        names, values = zip(*rows, strict=True)
+        yield samples.find(as_names(names)), values
 
 
 def change_samples(ledger: Ledger, before: Samples, after: Samples, change: Change) -> None:
