@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from pybrush.record.ledger import days_since
 from pybrush.record.queue import QueueEntry, entries_of
 from pybrush.record.record import Record
 from pybrush.record.releases import commitment_of, is_rebuild, links_of, next_release, release_manifest, state_keys
-from pybrush.record.requests import RequestInfo
+from pybrush.record.requests import RequestInfo, RequestLine
 from pybrush.record.transaction import UNFINISHED
 
 Way = Literal["unlearn", "cancel"]
@@ -63,27 +63,15 @@ class HeldArtefacts:
 
 
 @dataclass(frozen=True)
-class HeldRequest:
+class HeldRequest(RequestLine):
     """One request, with what can be done about it.
 
     Attributes:
-        number: counted from 1.
-        state: "pending", "committed", "collected", "sealed" or "cancelled".
-        method: such as "rebuild".
-        rows: rows it strikes, copies counted.
-        accepted: time in UTC. committed: time, or None. sealed: time, or None.
         days: whole days since it was accepted; None once it is sealed or cancelled.
         ways_out: how it comes to an end: "unlearn" finishes it, "cancel" withdraws it, which is possible until it is
             committed; empty once it has ended.
     """
 
-    number: int
-    state: str
-    method: str
-    rows: int
-    accepted: str
-    committed: str | None
-    sealed: str | None
     days: int | None
     ways_out: tuple[Way, ...]
 
@@ -262,17 +250,8 @@ def _held_request(request: RequestInfo) -> HeldRequest:
     ways: tuple[Way, ...] = ()
     if request.state in UNFINISHED:
         ways = ("unlearn", "cancel") if request.state == "pending" else ("unlearn",)
-    return HeldRequest(
-        request.number,
-        request.state,
-        request.method,
-        request.rows,
-        request.accepted,
-        request.committed,
-        request.sealed,
-        days_since(request.accepted) if ways else None,
-        ways,
-    )
+    told = {field.name: getattr(request, field.name) for field in fields(RequestLine)}
+    return HeldRequest(**told, days=days_since(request.accepted) if ways else None, ways_out=ways)
 
 
 def _disk_bytes(record: Record) -> DiskBytes:

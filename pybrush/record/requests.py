@@ -13,8 +13,8 @@ from pybrush.record.ledger import Ledger
 
 
 @dataclass(frozen=True)
-class RequestInfo:
-    """One request, as the ledger tells it.
+class RequestLine:
+    """What is told of a request wherever one is told of.
 
     Attributes:
         number: counted from 1.
@@ -22,7 +22,6 @@ class RequestInfo:
         method: such as "rebuild".
         rows: rows it strikes, copies counted.
         accepted: time in UTC. committed: time, or None. sealed: time, or None.
-        outcome: guarantee and cost, plain values; empty before the commit.
     """
 
     number: int
@@ -32,6 +31,16 @@ class RequestInfo:
     accepted: str
     committed: str | None
     sealed: str | None
+
+
+@dataclass(frozen=True)
+class RequestInfo(RequestLine):
+    """One request, as the ledger tells it.
+
+    Attributes:
+        outcome: guarantee and cost, plain values; empty before the commit.
+    """
+
     outcome: Mapping[str, Any] = field(default_factory=dict)
 
 
