@@ -14,13 +14,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from pybrush.learner import Horizon, Trained
 from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
+from pybrush.readings import check_unchanged, fingerprint_of_rows
 from pybrush_lightning import _private, fingerprint, ranks, state
 from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
 from pybrush_lightning.fresh import renew, renewed
 from pybrush_lightning.hidden import Digests, Hidden, check_generators, found_changed
 from pybrush_lightning.limits import Limits, begin_anew
-from pybrush_lightning.randomness import kept_randomness, seed_all
-from pybrush_lightning.readings import check_unchanged, fingerprint_of_rows
+from pybrush_lightning.randomness import RANDOMNESS, kept_randomness, seed_all
 from pybrush_lightning.stage_data import LoaderPlan, Share, stage_loader
 from pybrush_lightning.stage_loop import Counters, counters, installed, stage_loop
 from pybrush_lightning.supported import check_schedulers
@@ -195,7 +195,7 @@ class LightningLearner:
         digests = {f"module.hparams.{name}": repr(value) for name, value in hyperparameters.items()}
         return Beside(
             opaque=digests | state.opaque(self.trainer, self.module),
-            rows=fingerprint_of_rows(self.plan.dataset, self.sisa.naming.reader),
+            rows=fingerprint_of_rows(self.plan.dataset, self.sisa.naming.reader, RANDOMNESS),
             generators=self._hidden.generators(),
             values=self._hidden.values(),
         )

@@ -19,9 +19,10 @@ from pybrush.days import days_of
 from pybrush.errors import ConfigurationError, IdError
 from pybrush.hashing import chained
 from pybrush.names import Namer
+from pybrush.readings import check_fixed, check_seeded, spread
 from pybrush.request import Roster
-from pybrush_lightning.randomness import kept_randomness, seed_all
-from pybrush_lightning.readings import check_fixed, check_seeded, spread
+from pybrush_lightning.kinds import below
+from pybrush_lightning.randomness import RANDOMNESS, kept_randomness, seed_all
 from pybrush_lightning.stage_data import is_whole
 
 IdSource = str | Sequence[Any] | Callable[[Any], Sequence[Any]]
@@ -76,9 +77,9 @@ class Naming:
 
     def _check(self, dataset: Any) -> None:
         """Refuse a data set whose rows cannot be trained on the same way twice, or not be named."""
-        check_seeded(dataset, self.reader)
+        check_seeded(dataset, self.reader, RANDOMNESS, below)
         if self.content == "digest":
-            check_fixed(dataset, self.reader)
+            check_fixed(dataset, self.reader, RANDOMNESS)
 
     def reader(self, dataset: Any) -> Callable[[int], bytes]:
         """Return position -> canonical bytes of the raw sample there, read in this process."""
