@@ -20,13 +20,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pybrush.attributes import plain_attributes
 from pybrush.errors import ConfigurationError, CorruptRecordError, RecordError, UnsupportedError
 from pybrush.record import Record, states
 from pybrush.record.files import make_folder, sync_folder, unlink, write_new
 from pybrush.record.locks import request_lock
 from pybrush.record.trees import memory_order
 from pybrush_lightning.aggregate import AggregateModule, Constituent, constituent_of, filled
-from pybrush_lightning.attributes import known_parts, plain_attributes
+from pybrush_lightning.attributes import known_parts
 from pybrush_lightning.checkpoints import is_remote
 from pybrush_lightning.codec import laid_out
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from pybrush.attributes import check_opaque, plain_attributes, write_attributes
 from pybrush.learner import Horizon, Trained
 from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
 from pybrush.readings import check_unchanged, fingerprint_of_rows
 from pybrush_lightning import _private, fingerprint, ranks, state
-from pybrush_lightning.attributes import check_opaque, known_parts, plain_attributes, write_attributes
+from pybrush_lightning.attributes import REMEDY, known_parts
 from pybrush_lightning.fresh import renew, renewed
 from pybrush_lightning.hidden import Digests, Hidden, check_generators, found_changed
 from pybrush_lightning.limits import Limits, begin_anew
@@ -51,7 +52,7 @@ class Beside:
 
     def check(self, after: Beside) -> list[dict[str, str]]:
         """Refuse what a stage may not change, and return an assumption for each other change."""
-        check_opaque(self.opaque, after.opaque)
+        check_opaque(self.opaque, after.opaque, REMEDY)
         check_generators(self.generators, after.generators)
         check_unchanged(self.rows, after.rows)
         return found_changed(self.values, after.values)
