@@ -26,7 +26,7 @@ Reader = Callable[[Any], Callable[[int], bytes]]
 Grown = set[tuple[int, str]]
 """Containers that hold more than they did: the identity of their owner, and the name of the attribute."""
 
-Below = Callable[[Any], Sequence[Any]]
+PartsOf = Callable[[Any], Sequence[Any]]
 """Data set -> the data sets that it is cut or joined from, which it holds as attributes; empty for any other."""
 
 
@@ -51,7 +51,7 @@ def check_fixed(dataset: Any, reader: Reader, randomness: Randomness) -> None:
         )
 
 
-def check_seeded(dataset: Any, reader: Reader, randomness: Randomness, below: Below) -> None:
+def check_seeded(dataset: Any, reader: Reader, randomness: Randomness, parts_of: PartsOf) -> None:
     """Refuse a data set whose rows depend on more than their position and the global generators.
 
     Rows that have no canonical encoding cannot be compared, and pass.
@@ -60,12 +60,12 @@ def check_seeded(dataset: Any, reader: Reader, randomness: Randomness, below: Be
         dataset: the data set.
         reader: how its rows are read.
         randomness: the global generators.
-        below: what data sets are cut or joined from.
+        parts_of: what data sets are cut or joined from.
 
     Raises:
         ContentError: naming what to do instead.
     """
-    sizes = _sizes(dataset, below)
+    sizes = _sizes(dataset, parts_of)
     try:
         first, again, other = (_read(dataset, reader, randomness, seed) for seed in (1, 1, 2))
     except ContentError:
@@ -80,10 +80,10 @@ def check_seeded(dataset: Any, reader: Reader, randomness: Randomness, below: Be
             "keeps."
         )
     # A copy of what closes its files when it goes would close those of the data set.
-    closes = any(hasattr(part, "__del__") for part in _parts(dataset, below))
-    grown = _grown(sizes, _sizes(dataset, below))
+    closes = any(hasattr(part, "__del__") for part in _with_parts(dataset, parts_of))
+    grown = _grown(sizes, _sizes(dataset, parts_of))
     if first == other and grown and not closes:
-        one, another = (_read(_emptied(dataset, grown, below), reader, randomness, seed) for seed in (1, 2))
+        one, another = (_read(_emptied(dataset, grown, parts_of), reader, randomness, seed) for seed in (1, 2))
         _check_kept(one, another, grown)
 
 
@@ -134,19 +134,19 @@ def _differing(one: list[bytes], other: list[bytes]) -> int:
     return sum(a != b for a, b in zip(one, other, strict=True))
 
 
-def _parts(dataset: Any, below: Below) -> Iterator[Any]:
+def _with_parts(dataset: Any, parts_of: PartsOf) -> Iterator[Any]:
     """Return a data set and all that it is cut or joined from."""
     yield dataset
-    for part in below(dataset):
-        yield from _parts(part, below)
+    for part in parts_of(dataset):
+        yield from _with_parts(part, parts_of)
 
 
-def _sizes(dataset: Any, below: Below) -> dict[tuple[int, str], int]:
+def _sizes(dataset: Any, parts_of: PartsOf) -> dict[tuple[int, str], int]:
     """Return the number of entries of each container that a data set holds."""
     containers = (dict, list, set)
     return {
         (id(part), name): len(held)
-        for part in _parts(dataset, below)
+        for part in _with_parts(dataset, parts_of)
         for name, held in getattr(part, "__dict__", {}).items()
         if isinstance(held, containers)
     }
@@ -157,12 +157,12 @@ def _grown(before: dict[tuple[int, str], int], after: dict[tuple[int, str], int]
     return {place for place, size in before.items() if after.get(place, 0) > size}
 
 
-def _emptied(dataset: Any, grown: Grown, below: Below) -> Any:
+def _emptied(dataset: Any, grown: Grown, parts_of: PartsOf) -> Any:
     """Return a shallow copy of a data set in which what has grown is empty."""
     if not hasattr(dataset, "__dict__"):  # an array: it holds no containers, and a copy would double it
         return dataset
     twin = copy.copy(dataset)
-    twins = {id(part): _emptied(part, grown, below) for part in below(dataset)}
+    twins = {id(part): _emptied(part, grown, parts_of) for part in parts_of(dataset)}
     for name, held in vars(dataset).items():
         if (id(dataset), name) in grown:
             fresh = copy.copy(held)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pybrush.errors import TrainingError
-from pybrush_lightning.fingerprint import is_installed
+from pybrush.user_code import is_installed
 from pybrush_lightning.preprocessing import MANY, Place, reached, variables
 
 Digests = dict[str, str]

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import ConcatDataset, Subset
 
 
-def below(dataset: Any) -> Sequence[Any]:
+def parts_of(dataset: Any) -> Sequence[Any]:
     """Return the data sets that one is directly cut or joined from."""
     if isinstance(dataset, Subset):
         return [dataset.dataset]

@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pybrush.record.create import PlanWish
+from pybrush.user_code import is_installed, is_installed_file
 from pybrush_lightning import _private
-from pybrush_lightning.fingerprint import is_installed, is_installed_file
 
 _log = logging.getLogger(__name__)
 

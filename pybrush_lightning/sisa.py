@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pybrush import forget
 from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Horizon, Learner
+from pybrush.naming import IdSource, Naming
 from pybrush.plan.placement import positive
 from pybrush.record import Record
 from pybrush.record.create import PlanWish, check_encrypt
@@ -47,7 +48,7 @@ from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits, say_rows_are_recorded
 from pybrush_lightning.preprocessing import noted, say_found
 from pybrush_lightning.randomness import kept_randomness
-from pybrush_lightning.sample_ids import IdSource, Naming, glimpse
+from pybrush_lightning.sample_ids import glimpse, roster_of
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.stage_loop import validation_kept_apart
 from pybrush_lightning.state import check_data_apart
@@ -380,7 +381,7 @@ class SISA(_private.CallbackBase):
             say_found(wish)
         else:
             check_processes(recorded, trainer)
-        fitted = forget.fit(self.record, wish, learner, plan, lambda namer: self.naming.roster(plan.dataset, namer))
+        fitted = forget.fit(self.record, wish, learner, plan, lambda namer: roster_of(self.naming, plan.dataset, namer))
         return Held.of(fitted.record)
 
     def _close(self) -> None:

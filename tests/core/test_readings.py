@@ -87,7 +87,7 @@ class Sealed:
         return TABLE[row]
 
 
-def below(dataset):
+def parts_of(dataset):
     return [dataset.whole] if isinstance(dataset, Part) else getattr(dataset, "parts", [])
 
 
@@ -96,7 +96,7 @@ def plain(dataset):
 
 
 def check(dataset):
-    check_seeded(dataset, plain, RANDOMNESS, below)
+    check_seeded(dataset, plain, RANDOMNESS, parts_of)
 
 
 WRAPPED = [

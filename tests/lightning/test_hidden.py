@@ -16,7 +16,7 @@ from pybrush.errors import ContentError, TrainingError
 from pybrush.readings import check_seeded
 from pybrush.record import Record
 from pybrush_lightning.hidden import Hidden, check_generators, found_changed
-from pybrush_lightning.kinds import below
+from pybrush_lightning.kinds import parts_of
 from pybrush_lightning.randomness import RANDOMNESS
 from tests.lightning.models import Net, Noisy, Pushing, Rows
 from tests.lightning.twin import KEY, Case, trainer_for
@@ -69,7 +69,7 @@ def test_rows_that_do_not_depend_on_their_place_and_the_global_generators_alone_
     said = "drew when they were first" if "kept" in kind else "global generators of random, numpy and torch, which"
     for wrapped in WRAPPED:
         with pytest.raises(ContentError, match=said):
-            check_seeded(wrapped(OWN[kind]()), plain, RANDOMNESS, below)
+            check_seeded(wrapped(OWN[kind]()), plain, RANDOMNESS, parts_of)
     assert random_state() == before
 
 
@@ -115,7 +115,7 @@ HARMLESS = {
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_rows_that_draw_from_the_global_generators_or_not_at_all_pass(kind):
     for wrapped in WRAPPED:
-        check_seeded(wrapped(HARMLESS[kind]()), plain, RANDOMNESS, below)
+        check_seeded(wrapped(HARMLESS[kind]()), plain, RANDOMNESS, parts_of)
 
 
 # Variables of functions and classes
