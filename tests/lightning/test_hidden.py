@@ -13,10 +13,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from pybrush.content import encode
 from pybrush.errors import ContentError, TrainingError
+from pybrush.hidden import Hidden, check_generators, found_changed
 from pybrush.readings import check_seeded
 from pybrush.record import Record
-from pybrush_lightning.hidden import Hidden, check_generators, found_changed
-from pybrush_lightning.kinds import parts_of
+from pybrush_lightning.kinds import KINDS, parts_of
 from pybrush_lightning.randomness import RANDOMNESS
 from tests.lightning.models import Net, Noisy, Pushing, Rows
 from tests.lightning.twin import KEY, Case, trainer_for
@@ -166,7 +166,7 @@ VARIABLES = {
 @pytest.mark.parametrize("place", VARIABLES)
 def test_a_variable_that_changes_is_found_by_its_name(place):
     root, change = VARIABLES[place]
-    hidden = Hidden([("root", root)])
+    hidden = Hidden([("root", root)], KINDS)
     before = hidden.values()
     assert found_changed(before, hidden.values()) == []
     change()
@@ -184,20 +184,20 @@ GENERATORS = {
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_generator_that_went_on_is_refused_by_name(name):
-    hidden = Hidden([("root", GENERATORS[name])])
+    hidden = Hidden([("root", GENERATORS[name])], KINDS)
     before = hidden.generators()
-    check_generators(before, hidden.generators())
+    check_generators(before, hidden.generators(), RANDOMNESS)
     GENERATORS[name]()
     with pytest.raises(TrainingError, match=f"global {name} of"):
-        check_generators(before, hidden.generators())
+        check_generators(before, hidden.generators(), RANDOMNESS)
 
 
 def test_the_global_generators_are_no_find():
     root = [lambda: torch.rand(1, generator=torch.default_generator), lambda: random.random(), np.random.rand]
-    hidden = Hidden([("root", root)])
+    hidden = Hidden([("root", root)], KINDS)
     before = hidden.generators()
     torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
-    check_generators(before, hidden.generators())
+    check_generators(before, hidden.generators(), RANDOMNESS)
 
 
 TABLE = np.zeros(10**7)
@@ -208,7 +208,7 @@ def reads_a_table():
 
 
 def test_a_large_array_is_looked_at_in_few_places_and_another_one_is_noticed(monkeypatch):
-    hidden = Hidden([("root", reads_a_table)])
+    hidden = Hidden([("root", reads_a_table)], KINDS)
     before = hidden.values()
     assert found_changed(before, hidden.values()) == []
     monkeypatch.setitem(globals(), "TABLE", np.ones(10**7))
