@@ -94,9 +94,8 @@ def _below(place: str, value: Any, kinds: Kinds) -> Iterator[Place]:
         items = list(value.values() if isinstance(value, dict) else value) if len(value) <= MANY else []
         yield from ((f"{place}[...]", item) for item in items)
     elif isinstance(value, FunctionType):
-        yield from (
-            (f"{name} of {value.__qualname__}", held) for name, held in [*variables(value), *attributes_of(value)]
-        )
+        read = [*variables(value), *attributes_of(value)]
+        yield from ((f"{name} of {value.__qualname__}", held) for name, held in read)
     elif isinstance(value, MethodType):
         yield from ((place, value.__self__), (place, value.__func__))
     elif isinstance(value, partial):
