@@ -21,7 +21,7 @@ from pybrush_lightning.aggregate_step import AggregateStep, check_part, forms, s
 from pybrush_lightning.attributes import Attributes, known_parts, placed_like, plain_attributes, pointed_elsewhere
 from pybrush_lightning.codec import content_bytes
 from pybrush_lightning.compiled import uncompiled
-from pybrush_lightning.replaced import replaced
+from pybrush.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

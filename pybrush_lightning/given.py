@@ -15,7 +15,7 @@ from pybrush_lightning import _private
 from pybrush_lightning.around_fit import Given
 from pybrush_lightning.compiled import unwrapped
 from pybrush_lightning.limits import limits_restored
-from pybrush_lightning.replaced import replaced
+from pybrush.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

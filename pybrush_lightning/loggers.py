@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
 from pybrush_lightning import _private
-from pybrush_lightning.replaced import replaced
+from pybrush.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -26,7 +26,7 @@ from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.given import build_module, loaders, recorded_settings
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits
-from pybrush_lightning.replaced import replaced
+from pybrush.replaced import replaced
 from pybrush_lightning.sample_ids import TorchRows, find_in, glimpse, roster_of
 from pybrush_lightning.sisa import SISA, Members
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
