@@ -1,0 +1,1 @@
+"""PyBrush for Keras."""
