@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Every private name of Keras and its backends that PyBrush uses; each has a canary test (tests/keras/test_private.py)."""
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.models.functional import Functional
 from keras.src.random import seed_generator
+from keras.src.saving import saving_lib, serialization_lib
 from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
 
 # Building
@@ -24,56 +25,10 @@ def build(model: Any, batch: Any) -> None:
 
 def layers_of(model: Any) -> list[Any]:
     """Return a model and all layers in it, each once, in the order of their making."""
-=======
-"""Every private name of Keras and of its backends that this package uses; tests/keras/test_private.py watches each.
-
-Each part of the package has a section of its own here.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
-import keras
-from keras.src.models.functional import Functional
-from keras.src.saving import saving_lib, serialization_lib
-
-# Copies of a model: the aggregate
-
-
-def is_functional(model: Any) -> bool:
-    """Whether a model is a graph of layers between inputs that it names."""
-    return isinstance(model, Functional)
-
-
-def compile_arguments(model: Any) -> dict[str, Any]:
-    """Return what `keras.Model.compile` was called with, the objects themselves; empty where it was not called."""
-    config = getattr(model, "_compile_config", None)
-    return dict(config.config) if model.compiled and config is not None else {}
-
-
-@contextmanager
-def any_function() -> Iterator[None]:
-    """Let lambdas be made again: they come from the user's own model in this process and from no file."""
-    with serialization_lib.SafeModeScope(False):
-        yield
-
-
-def objects_shared() -> Any:
-    """Return a context in which an object that a config names twice is one object."""
-    return serialization_lib.ObjectSharingScope()
-
-
-def all_layers(model: Any) -> list[Any]:
-    """Return a model and every layer in it, each once."""
->>>>>>> k-agg
     found: list[Any] = model._flatten_layers()
     return found
 
 
-<<<<<<< HEAD
 @cache
 def internal_attributes() -> frozenset[str]:
     """Return the names of attributes that Keras itself sets on models and layers."""
@@ -201,9 +156,41 @@ def backend_environment() -> dict[str, Any]:
     if name == "torch":
         features = module.backends.cpu.get_cpu_capability()
         device = importlib.import_module("keras.src.backend.torch.core").get_device()
-        return {"torch": module.__version__, "device": device, "threads": module.get_num_threads(), "features": features}
+        return {
+            "torch": module.__version__,
+            "device": device,
+            "threads": module.get_num_threads(),
+            "features": features,
+        }
     return {name: module.__version__}
-=======
+
+
+# Copies of a model: the aggregate
+
+
+def is_functional(model: Any) -> bool:
+    """Whether a model is a graph of layers between inputs that it names."""
+    return isinstance(model, Functional)
+
+
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """Return what `keras.Model.compile` was called with, the objects themselves; empty where it was not called."""
+    config = getattr(model, "_compile_config", None)
+    return dict(config.config) if model.compiled and config is not None else {}
+
+
+@contextmanager
+def any_function() -> Iterator[None]:
+    """Let lambdas be made again: they come from the user's own model in this process and from no file."""
+    with serialization_lib.SafeModeScope(False):
+        yield
+
+
+def objects_shared() -> Any:
+    """Return a context in which an object that a config names twice is one object."""
+    return serialization_lib.ObjectSharingScope()
+
+
 def own_variables(layer: Any) -> list[Any]:
     """Return the variables that a layer holds itself, those of its seed generators last."""
     states = [generator.state for generator in layer._seed_generators]
@@ -243,4 +230,3 @@ def ignore_training(layer: Any) -> None:
     Keras hands it to every layer, also over the `training=False` with which a layer was called when the graph was made.
     """
     layer._call_context_args = set()
->>>>>>> k-agg

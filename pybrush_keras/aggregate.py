@@ -148,9 +148,7 @@ def _wide_array(output: Any) -> NDArray[np.float64]:
 # The model to deploy
 
 
-def aggregate_model(
-    model: Any, constituents: Mapping[int, Arrays], space: Space, how: How, example: Any = None
-) -> Any:
+def aggregate_model(model: Any, constituents: Mapping[int, Arrays], space: Space, how: How, example: Any = None) -> Any:
     """Return one Keras model that answers with all constituents: what a SISA record deploys.
 
     It is a functional model: saved, loaded, exported and evaluated as any other. A saved one is loaded without this

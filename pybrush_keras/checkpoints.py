@@ -65,7 +65,9 @@ def in_stage_folders(callbacks: Iterable[Any], record: Record, horizon: Horizon)
             if base not in folders:
                 folders[base] = _stage_folder(record, base, horizon)
                 record.register_artefact(folders[base], horizon.key, "checkpoints")
-            moved = {name: str(folders[base] / Path(place).absolute().relative_to(base)) for name, place in places.items()}
+            moved = {
+                name: str(folders[base] / Path(place).absolute().relative_to(base)) for name, place in places.items()
+            }
             stack.enter_context(replaced(callback, **moved))
         yield
 

@@ -183,7 +183,7 @@ def _draws_kept() -> Iterator[None]:
 def _classes_of(model: Any) -> dict[str, Any]:
     """Return classes and functions in a model that are not Keras' own, by the names that its config has for them."""
     found: dict[str, Any] = {}
-    for layer in _private.all_layers(model):
+    for layer in _private.layers_of(model):
         for value in (layer, *vars(layer).values()):
             made = value if callable(value) and hasattr(value, "__name__") else type(value)
             if made is not type(value) or hasattr(value, "get_config"):
@@ -228,7 +228,9 @@ def _paired(model: Any, copy: Any) -> _Pairs:
         stand_ins |= {id(variable): theirs[position] for position, variable in enumerate(mine)}
     missing = [variable.path for variable in model.variables if id(variable) not in stand_ins]
     if missing or len(copy.variables) != len(model.variables):
-        raise _not_copyable(model, f"a copy from its config has {len(copy.variables)} variables, not {len(model.variables)}")
+        raise _not_copyable(
+            model, f"a copy from its config has {len(copy.variables)} variables, not {len(model.variables)}"
+        )
     return _Pairs(layers, [stand_ins[id(variable)] for variable in model.variables])
 
 
@@ -272,5 +274,3 @@ def _hand_over(source: Any, target: Any) -> None:
         with tempfile.TemporaryDirectory(prefix="pybrush-") as folder:
             source.save_assets(folder)
             target.load_assets(folder)
-
-

@@ -67,9 +67,7 @@ class KerasLearner:
         state.write_callbacks(self.arguments.callbacks, self.model, tree["callbacks"])
         self.counters = (tree["counters"][0], tree["counters"][1])
 
-    def train_stage(
-        self, data: KerasRows, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds
-    ) -> Trained:
+    def train_stage(self, data: KerasRows, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds) -> Trained:
         """Run one fit of the user's model over the stage's rows."""
         batches = StageData(data, self.settings, rows, seeds)
         watch = StageCallback(batches, horizon, seeds)
@@ -133,11 +131,7 @@ def joined(model: Any, histories: list[Any]) -> Any:
     whole.epoch = [epoch for history in histories for epoch in history.epoch]
     names = dict.fromkeys(name for history in histories for name in history.history)
     whole.history = {
-        name: [
-            value
-            for history in histories
-            for value in history.history.get(name, [None] * len(history.epoch))
-        ]
+        name: [value for history in histories for value in history.history.get(name, [None] * len(history.epoch))]
         for name in names
     }
     return whole

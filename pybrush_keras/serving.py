@@ -194,9 +194,7 @@ def _pair(forget: Any) -> tuple[Any, Any]:
     return forget if isinstance(forget, tuple) and len(forget) == 2 else (forget, None)
 
 
-def _arguments(
-    sisa: SISA, x: Any, data: dict[str, Any], validation_split: float, verbose: Any
-) -> FitArguments | None:
+def _arguments(sisa: SISA, x: Any, data: dict[str, Any], validation_split: float, verbose: Any) -> FitArguments | None:
     """Return what the caller passed of the arguments of fit, None without data."""
     callbacks = tuple(callback for callback in listed(data.pop("callbacks")) if callback is not sisa)
     if x is not None:
