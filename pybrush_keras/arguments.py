@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pybrush.errors import ConfigurationError, UnsupportedError
 from pybrush.record.plan import OrderKind
@@ -63,23 +63,26 @@ class Settings:
     Attributes:
         batch_size: rows in a batch.
         shuffle: True, False or "batch": batches in another order each epoch, whose rows stay together.
+        drop_last: whether a short last batch is dropped.
         class_weight: class -> weight of its rows in the loss.
     """
 
     batch_size: int
-    shuffle: bool | Literal["batch"]
+    shuffle: bool | str
+    drop_last: bool
     class_weight: Mapping[int, float] | None
 
     @classmethod
     def of(cls, arguments: FitArguments, rows: KerasRows) -> Settings:
         """Return what a fit says."""
-        return cls(rows.batch_size, rows.shuffle, arguments.class_weight)
+        return cls(rows.batch_size, rows.shuffle, rows.drop_last, arguments.class_weight)
 
     @classmethod
     def recorded(cls, plain: Mapping[str, Any]) -> Settings:
         """Return what `plain` wrote."""
         weights = plain["class_weight"]
-        return cls(plain["batch_size"], plain["shuffle"], None if weights is None else {c: w for c, w in weights})
+        held = (plain[name] for name in ("batch_size", "shuffle", "drop_last"))
+        return cls(*held, None if weights is None else dict(weights))
 
     @property
     def order(self) -> OrderKind:
@@ -90,7 +93,8 @@ class Settings:
         """Return the settings as plain JSON."""
         held = self.class_weight
         weights = None if held is None else sorted([int(kind), float(weight)] for kind, weight in held.items())
-        return {"batch_size": self.batch_size, "shuffle": self.shuffle, "class_weight": weights}
+        own = {"batch_size": self.batch_size, "shuffle": self.shuffle, "drop_last": self.drop_last}
+        return {**own, "class_weight": weights}
 
 
 def fit_arguments(given: Mapping[str, Any], callbacks: Any) -> FitArguments:

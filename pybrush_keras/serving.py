@@ -15,8 +15,8 @@ from pybrush.method import ApproximateMethod, Terms, terms_of
 from pybrush.record import Record
 from pybrush.result import UnlearnResult
 from pybrush.standing import check_auto
-from pybrush_keras.aggregate import deployed
 from pybrush_keras.arguments import FitArguments, Settings, listed
+from pybrush_keras.deployed import deployed
 from pybrush_keras.given import Given, completed
 from pybrush_keras.learner import KerasLearner
 from pybrush_keras.randomness import kept_randomness
@@ -133,7 +133,7 @@ def learner_of(sisa: SISA, given: Given, record: Record) -> KerasLearner:
     arguments, plan = given.arguments, record.plan
     if arguments is None:
         raise ConfigurationError("the training data is not known in this process; pass x=.")
-    core.check_adapter(record, "keras")
+    core.check_adapter(record, "keras", 1)
     settings = Settings.recorded(plan.semantic["loader"])
     arguments = replace(arguments, epochs=plan.epochs, initial_epoch=0, steps_per_epoch=None)
     check_training(given.model, arguments)

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +31,14 @@ from pybrush.record import Record
 from pybrush.record.create import PlanWish, check_encrypt
 from pybrush.record.secret import KeySource
 from pybrush.request import Roster
-from pybrush_keras import _private, aggregate, checkpoints, patches, serving
+from pybrush_keras import _private, checkpoints, patches, serving
 from pybrush_keras.arguments import FitArguments, Settings, fit_arguments, listed
+from pybrush_keras.deployed import checked_space
 from pybrush_keras.given import Given
 from pybrush_keras.learner import KerasLearner
 from pybrush_keras.randomness import kept_randomness
 from pybrush_keras.rows import KerasRows
+from pybrush_keras.spaces import Space
 from pybrush_keras.supported import check_training
 
 _log = logging.getLogger(__name__)
@@ -83,7 +86,7 @@ class SISA(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
         ids: IdSource = "content",
         subjects: IdSource | None = None,
         aggregate: How = "mean",
-        outputs: aggregate.Space | None = None,
+        outputs: Space | None = None,
         aggregate_step: None = None,
         key: KeySource = None,
         seed: int | None = None,
@@ -180,7 +183,7 @@ class SISA(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
                 return None
         return self._opened[1]
 
-    def wish(self, epochs: int, settings: Settings, space: aggregate.Space | None) -> PlanWish:
+    def wish(self, epochs: int, settings: Settings, space: Space | None) -> PlanWish:
         """Return what a fit asks of the record."""
         drawn = _private.user_seed() if self.seed is None and self.recorded() is None else self.seed
         return PlanWish(
@@ -199,7 +202,16 @@ class SISA(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
 
     def roster(self, rows: KerasRows, namer: Namer) -> Roster:
         """Name rows under a record's key."""
-        return self.naming.roster(rows, namer)
+        return replace(self.naming, **self._cut(rows)).roster(rows, namer)
+
+    def _cut(self, rows: KerasRows) -> dict[str, Any]:
+        """Return the sequences that name rows, without the entries of those that validation_split took."""
+        held = {name: getattr(self.naming, name) for name in ("ids", "subjects", "times")}
+        return {
+            name: value[: len(rows)]
+            for name, value in held.items()
+            if hasattr(value, "__len__") and not isinstance(value, str) and len(value) == rows.whole_length
+        }
 
     @contextmanager
     def in_stage(self, model: Any, callbacks: tuple[Any, ...], horizon: Horizon) -> Iterator[None]:
@@ -232,18 +244,10 @@ class SISA(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
                     "no request can remove. Build it anew; or, where it learned from other data alone, save its "
                     "weights, build and compile a new model and load them there."
                 )
-            space = self._checked_space(learner)
+            space = checked_space(model, space, learner.rows, self.shards or 1)
         wish = self.wish(learner.arguments.epochs, learner.settings, space)
         patches.set_mark(model, None)
         forget.fit(self.record, wish, learner, learner.rows, lambda namer: self.roster(learner.rows, namer))
-
-    def _checked_space(self, learner: KerasLearner) -> aggregate.Space | None:
-        """Return what the model returns; with several shards it must be known and the model be copied."""
-        space = self.space or aggregate.infer_space(learner.model)
-        if (self.shards or 1) > 1:
-            aggregate.check_copyable(learner.model)
-            aggregate.check_space(learner.model, space, learner.rows)
-        return space
 
     @contextmanager
     def _put_back(self, model: Any) -> Iterator[None]:

@@ -33,7 +33,7 @@ class StageData(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no ty
 
     def tell(self, epoch: int) -> None:
         """Cut the batches of an epoch, counted inside the stage."""
-        batches = cut(self._rows(epoch), self._settings.batch_size, drop_last=False)
+        batches = cut(self._rows(epoch), self._settings.batch_size, self._settings.drop_last)
         if self._settings.shuffle == "batch":
             batches = [batches[place] for place in batch_order(len(batches), self._seeds(epoch, "batches"))]
         self._batches = batches
