@@ -17,9 +17,10 @@ from pybrush.errors import ConfigurationError
 from pybrush.hashing import chained
 from pybrush.names import Namer
 from pybrush.naming import Naming, listed
+from pybrush.readings import check_fixed, check_seeded, spread
 from pybrush.request import Roster
-from pybrush_lightning.randomness import kept_randomness, seed_all
-from pybrush_lightning.readings import check_fixed, check_seeded, spread
+from pybrush_lightning.kinds import parts_of
+from pybrush_lightning.randomness import RANDOMNESS, kept_randomness, seed_all
 from pybrush_lightning.stage_data import is_whole
 
 
@@ -56,9 +57,9 @@ def roster_of(naming: Naming, dataset: Any, namer: Namer) -> Roster:
     Raises:
         ContentError: where its rows cannot be trained on the same way twice, or not be named.
     """
-    check_seeded(dataset, naming.reader)
+    check_seeded(dataset, naming.reader, RANDOMNESS, parts_of)
     if naming.content == "digest":
-        check_fixed(dataset, naming.reader)
+        check_fixed(dataset, naming.reader, RANDOMNESS)
     return naming.roster(TorchRows(dataset), namer)
 
 
