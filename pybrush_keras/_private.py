@@ -39,6 +39,11 @@ def objects_shared() -> Any:
     return serialization_lib.ObjectSharingScope()
 
 
+def made_by(tensor: Any) -> Any:
+    """Return the layer or operation that a symbolic tensor came of."""
+    return tensor._keras_history[0]
+
+
 def all_layers(model: Any) -> list[Any]:
     """Return a model and every layer in it, each once."""
     found: list[Any] = model._flatten_layers()
