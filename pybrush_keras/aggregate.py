@@ -1,8 +1,8 @@
 """What predicts after a SISA fit: all constituents together, in the model's own output space.
 
-`combine` is the arithmetic and `aggregate_model` makes the one model to deploy. That is a functional model of Keras' own
-parts: copies of the user's model as layers, and `keras.ops`. So it is saved, loaded and exported as any other, without
-this package.
+`combine` is the arithmetic and `aggregate_model` makes the one model to deploy. That is a functional model of Keras'
+own parts: copies of the user's model as layers, and `keras.ops`. So it is saved, loaded and exported as any other,
+without this package.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def check_target(batch: Any, space: Space) -> None:
     values = _wide_array(target)
     if not bool((values == np.floor(values)).all()):
         raise ConfigurationError(
-            f"outputs={space!r} are classes, and the target is floating: {dtype}, shape {tuple(target.shape)}. {_CHOICES}"
+            f"outputs={space!r} are classes, and the target is floating: {dtype}, shape {tuple(target.shape)}. "
+            f"{_CHOICES}"
         )
 
 
@@ -182,6 +183,7 @@ def aggregate_model(model: Any, constituents: Mapping[int, Arrays], space: Space
 def _member(model: Any, arrays: Arrays, name: str, space: Space, example: Any) -> Any:
     """Return one constituent in a model around it, whose name no other has, whatever the user's class calls itself."""
     copy = filled(model, arrays, example)
+    copy.trainable = False  # BatchNormalization then normalizes by what it learned, whatever it is called with
     inputs = inputs_of(model, example)
     output = copy(inputs, training=False)
     check_form(output, space)

@@ -19,7 +19,7 @@ from pybrush.errors import ConfigurationError, UnsupportedError
 from pybrush_keras import _private
 
 Arrays = Sequence[NDArray[Any]]
-"""One array for each of `model.variables`, in that order."""
+"""One array for each of `model.variables`, in that order; one of bfloat16 comes in that type or in float32."""
 
 _OWN_CONFIG = (
     "Give the class get_config(), which returns the arguments of __init__ (and from_config() where one of them is an "
@@ -61,7 +61,7 @@ def copied(model: Any, example: Any = None) -> Any:
 
 
 def filled(model: Any, arrays: Arrays, example: Any = None) -> Any:
-    """Return a copy of a model that is one constituent, in inference mode; it has the user's class.
+    """Return a copy of a model that is one constituent, in the user's class and not compiled.
 
     Args:
         model: the user's model, which is not changed.
@@ -82,7 +82,6 @@ def filled(model: Any, arrays: Arrays, example: Any = None) -> Any:
     for _, target in pairs.layers:
         if _keeps_more(target):
             _hand_over(target, target)  # some layers derive from their variables what they compute with
-    copy.trainable = False
     return copy
 
 
@@ -106,15 +105,15 @@ def inputs_of(model: Any, example: Any = None) -> Any:
     shapes = (model.get_build_config() or {}).get("input_shape")
     if shapes is None:
         raise UnsupportedError(
-            f"{type(model).__name__} does not tell the shape of its inputs: pass them in one argument of call(), as fit "
-            "does, and call the model once before."
+            f"{type(model).__name__} does not tell the shape of its inputs: pass them in one argument of call(), as "
+            "fit does, and call the model once before."
         )
     return _inputs_of_shapes(shapes, model.input_dtype)
 
 
 def _input_like(tensor: Any) -> Any:
     """Return a new input like a symbolic one, with its name and all of its options."""
-    layer = tensor._keras_history[0] if hasattr(tensor, "_keras_history") else None
+    layer = _private.made_by(tensor)
     if isinstance(layer, keras.layers.InputLayer):
         return keras.layers.InputLayer.from_config(layer.get_config()).output
     return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
@@ -140,8 +139,8 @@ def _inputs_of_shapes(shapes: Any, dtype: str) -> Any:
 def _check_built(model: Any) -> None:
     if not model.built:
         raise ConfigurationError(
-            f"{model.name} has no variables yet, so a constituent has no place in it. Call it once on a batch, or build "
-            "it: model.build(input_shape)."
+            f"{model.name} has no variables yet, so a constituent has no place in it. Call it once on a batch, or "
+            "build it: model.build(input_shape)."
         )
 
 
@@ -166,7 +165,8 @@ def _made_again(model: Any) -> Any:
 
 def _not_copyable(model: Any, why: str) -> UnsupportedError:
     return UnsupportedError(
-        f"no copy of {type(model).__name__} can be made, so its constituents cannot predict together: {why}. {_OWN_CONFIG}"
+        f"no copy of {type(model).__name__} can be made, so its constituents cannot predict together: {why}. "
+        f"{_OWN_CONFIG}"
     )
 
 
@@ -219,7 +219,7 @@ def _paired(model: Any, copy: Any) -> _Pairs:
     layers = []
     for path, layer in own.items():
         other = others.get(path)
-        if type(other) is not type(layer):
+        if other is None or type(other) is not type(layer):
             raise _not_copyable(model, f"a copy from its config has no {type(layer).__name__} at {path or 'the top'}")
         layers.append((layer, other))
         mine, theirs = _private.own_variables(layer), _private.own_variables(other)
@@ -241,10 +241,14 @@ def _kind_of(variable: Any) -> tuple[tuple[int, ...], str]:
 def _check_fit(model: Any, arrays: Arrays) -> None:
     """Refuse a constituent of another model."""
     own = [_kind_of(variable) for variable in model.variables]
-    stored = [(tuple(array.shape), str(array.dtype)) for array in arrays]
+    stored: list[Any] = [(tuple(array.shape), str(array.dtype)) for array in arrays]
+    for position, (_, dtype) in enumerate(own[: len(stored)]):
+        if dtype == "bfloat16" and stored[position][1] == "float32":
+            stored[position] = (stored[position][0], dtype)
     if own != stored:
         raise ConfigurationError(
-            f"the model has other variables than the record ({_first_difference(own, stored)}); build it as it was trained."
+            f"the model has other variables than the record ({_first_difference(own, stored)}); build it as it was "
+            "trained."
         )
 
 

@@ -1,7 +1,7 @@
 """What a model returns, as far as the loss tells that it is compiled with.
 
-The constituents' outputs are combined in their own space (`pybrush_keras.aggregate.combine`), so it must be known. A loss
-on logits and one on probabilities say it; where none does, `SISA(outputs=...)` has to.
+The constituents' outputs are combined in their own space (`pybrush_keras.aggregate.combine`), so it must be known. A
+loss on logits and one on probabilities say it; where none does, `SISA(outputs=...)` has to.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def space_of(model: Any, declared: Space | None) -> Space:
     found = infer_space(model)
     if found is None:
         raise ConfigurationError(
-            f"the loss of {model.name} does not tell what it returns{_reason(model)}. Say it with SISA(outputs='logits', "
-            "'log_probs', 'probs' or 'values')."
+            f"the loss of {model.name} does not tell what it returns{_reason(model)}. Say it with "
+            "SISA(outputs='logits', 'log_probs', 'probs' or 'values')."
         )
     return found
 
@@ -57,8 +57,8 @@ def space_of(model: Any, declared: Space | None) -> Space:
 def infer_space(model: Any) -> Space | None:
     """Return what a compiled model returns, where its loss tells, else None.
 
-    A categorical loss with from_logits=True takes logits, else probabilities, and Kullback-Leibler's probabilities. Losses
-    of numbers take values, and so does a binary one of probabilities. A loss of the user's own tells nothing.
+    A categorical loss with from_logits=True takes logits, else probabilities, and Kullback-Leibler's probabilities.
+    Losses of numbers take values, and so does a binary one of probabilities. A loss of the user's own tells nothing.
     """
     loss = _private.compile_arguments(model).get("loss")
     return _space_of_loss(_only(loss))
@@ -94,15 +94,9 @@ def _described(loss: Any) -> tuple[str, dict[str, Any]]:
         kind = getattr(keras.losses, name)
         if isinstance(loss, kind):
             return name, loss.get_config()
-        if loss is keras.losses.get(_function_name(kind)):
+        if loss is kind().fn:
             return name, settings
     return "", {}
-
-
-def _function_name(kind: Any) -> str:
-    """Return under which name Keras has the function of a class of losses."""
-    name: str = kind().name
-    return name
 
 
 def _reason(model: Any) -> str:

@@ -1,9 +1,9 @@
 """The folder of an exported model: one file of weights for each constituent, and `model.json`.
 
-What an adapter's `export` and `load_export` have in common. The adapter packs a constituent into bytes and makes a model of
-them again; the place, the lock, the description and the digests are here. Each file is registered with the stage whose
-weights it holds, so a later request that replaces the stage removes it. Guide: docs/security.md, "Deploy the model
-alone".
+What an adapter's `export` and `load_export` have in common. The adapter packs a constituent into bytes and makes a
+model of them again; the place, the lock, the description and the digests are here. Each file is registered with the
+stage whose weights it holds, so a later request that replaces the stage removes it. Guide: docs/security.md, "Deploy
+the model alone".
 """
 
 from __future__ import annotations
@@ -106,14 +106,14 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return described
 
 
-def read_constituent(folder: str | Path, entry: Mapping[str, Any]) -> bytes:
+def read_constituent(folder: str | Path, entry: dict[str, Any]) -> bytes:
     """Return the file of weights that an entry of the description names, checked against its digest.
 
     Raises:
         RecordError: where it is not there.
         CorruptRecordError: where it is another than was exported.
     """
-    path = Path(folder) / entry["file"]
+    path = Path(folder) / str(entry["file"])
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -126,7 +126,7 @@ def read_constituent(folder: str | Path, entry: Mapping[str, Any]) -> bytes:
     return data
 
 
-def refuse_constituent(folder: str | Path, entry: Mapping[str, Any], error: Exception) -> NoReturn:
+def refuse_constituent(folder: str | Path, entry: dict[str, Any], error: Exception) -> NoReturn:
     """Say that a file of weights has the bytes that were exported, and that no weights can be made of them."""
     raise CorruptRecordError(f"{Path(folder) / entry['file']} cannot be read ({error}). {_AGAIN}") from error
 
@@ -202,7 +202,7 @@ def _digest(value: Any) -> str:
 def _say_left_out(names: list[str]) -> None:
     if names:
         _log.warning(
-            "training changed %d plain attributes of the model, such as %s; they are not in the export. Where it predicts "
-            "with them, make them buffers, or variables that are not trained.",
+            "training changed %d plain attributes of the model, such as %s; they are not in the export. Where it "
+            "predicts with them, make them buffers, or variables that are not trained.",
             *(len(names), names[0]),
         )
