@@ -191,20 +191,11 @@ def objects_shared() -> Any:
     return serialization_lib.ObjectSharingScope()
 
 
-<<<<<<< HEAD
-=======
 def made_by(tensor: Any) -> Any:
     """Return the layer or operation that a symbolic tensor came of."""
     return tensor._keras_history[0]
 
 
-def all_layers(model: Any) -> list[Any]:
-    """Return a model and every layer in it, each once."""
-    found: list[Any] = model._flatten_layers()
-    return found
-
-
->>>>>>> k-agg
 def own_variables(layer: Any) -> list[Any]:
     """Return the variables that a layer holds itself, those of its seed generators last."""
     states = [generator.state for generator in layer._seed_generators]

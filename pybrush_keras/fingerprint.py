@@ -83,8 +83,7 @@ def architecture(model: Any) -> Any:
 
 def loss(model: Any) -> Any:
     """Return the loss and its weights, as plain JSON."""
-    config = getattr(model, "_compile_config", None)
-    given = {} if config is None else dict(config.config)
+    given = _private.compile_arguments(model)
     return {name: plain_of(_serialized(given.get(name))) for name in ("loss", "loss_weights")}
 
 
@@ -121,8 +120,8 @@ def _layer(layer: Any) -> list[Any]:
 
 
 def _losses(model: Any) -> list[Any]:
-    config = getattr(model, "_compile_config", None)
-    return [] if config is None else keras.tree.flatten(config.config.get("loss"))
+    found: list[Any] = keras.tree.flatten(_private.compile_arguments(model).get("loss"))
+    return found
 
 
 def _optimizer(optimizer: Any) -> dict[str, Any]:
