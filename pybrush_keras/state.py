@@ -131,8 +131,11 @@ def optimizers_of(model: Any) -> list[Any]:
 
 
 def read_optimizers(model: Any) -> list[Named]:
-    """Return the variables of each optimizer."""
-    return [read_variables(optimizer.variables) for optimizer in optimizers_of(model)]
+    """Return the variables of each optimizer; their names hold automatic ones of layers, so their places stand for them."""
+    return [
+        [[str(place), value] for place, (_, value) in enumerate(read_variables(optimizer.variables))]
+        for optimizer in optimizers_of(model)
+    ]
 
 
 def write_optimizers(model: Any, stored: list[Named]) -> None:
