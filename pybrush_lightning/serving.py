@@ -17,6 +17,7 @@ from pybrush.learner import Learner
 from pybrush.method import ApproximateMethod, Terms
 from pybrush.record import Record
 from pybrush.record.plan import RecordPlan
+from pybrush.replaced import replaced
 from pybrush.result import UnlearnResult
 from pybrush.standing import check_auto
 from pybrush_lightning import _private, ranks
@@ -26,7 +27,6 @@ from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.given import build_module, loaders, recorded_settings
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits
-from pybrush_lightning.replaced import replaced
 from pybrush_lightning.sample_ids import TorchRows, find_in, glimpse, roster_of
 from pybrush_lightning.sisa import SISA, Members
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
