@@ -56,7 +56,7 @@ def _rates(optimizer: Any, begun: int, ended: int) -> float:
     if optimizer is None:
         return 0.0
     inner = _private.own_optimizer(optimizer)
-    momentum = float(getattr(inner, "momentum", None) or getattr(inner, "beta_1", 0.0))
+    momentum = float(getattr(inner, "momentum", 0.0) or getattr(inner, "beta_1", 0.0))
     schedule = _private.schedule_of(inner)
     if schedule is None:
         return (ended - begun) * float(keras.ops.convert_to_numpy(inner.learning_rate)) / (1.0 - momentum)
