@@ -7,7 +7,7 @@ import pytest
 
 BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 BEFORE = set(sys.modules)
-# Under its torch backend Keras itself imports TensorFlow where it can, to save a model.
+# Under its torch backend Keras itself imports TensorFlow where it can, to seed it too.
 FOREIGN = {"tensorflow": {"torch", "lightning"}, "torch": {"lightning"}}[BACKEND] - BEFORE
 
 import keras
