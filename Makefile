@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 # The first pip that knows --group is 25.1.
 PIP ?= pip==25.3
 # Only the extras whose code exists.
-EXTRAS ?= lightning,hydra,data,encrypt
+EXTRAS ?= lightning,keras,hydra,data,encrypt
 DEMO ?= examples/demo.py
 
 BIN := $(VENV)/bin

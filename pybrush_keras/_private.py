@@ -1,17 +1,169 @@
-"""Every private name of Keras and of its backends that this package uses; tests/keras/test_private.py watches each.
-
-Each part of the package has a section of its own here.
-"""
+"""Every private name of Keras and its backends that PyBrush uses; each has a canary test (tests/keras/test_private.py)."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
+from keras.src.random import seed_generator
 from keras.src.saving import saving_lib, serialization_lib
+from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
+
+# Building
+
+
+def build(model: Any, batch: Any) -> None:
+    """Give a compiled model its variables, its optimizer's and its metrics', in the shapes that a batch calls for."""
+    model._symbolic_build(data_batch=batch)
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Return a model and all layers in it, each once, in the order of their making."""
+    found: list[Any] = model._flatten_layers()
+    return found
+
+
+@cache
+def internal_attributes() -> frozenset[str]:
+    """Return the names of attributes that Keras itself sets on models and layers."""
+    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    plain = (keras.layers.Layer(), keras.Model(), model, keras.Model(model.inputs, model.outputs))
+    names = frozenset(name for layer in plain for name in vars(layer))
+    return names | {"history", "train_function", "test_function", "predict_function", "_eval_epoch_iterator"}
+
+
+def begin_at_given_epoch(model: Any) -> None:
+    """Let the next fit begin where its initial_epoch says: BackupAndRestore leaves an epoch of its own on a model."""
+    model._initial_epoch = None
+
+
+def own_optimizer(wrapper: Any) -> Any:
+    """Return the optimizer in a LossScaleOptimizer, any other one as it is."""
+    return getattr(wrapper, "inner_optimizer", wrapper)
+
+
+def schedule_of(optimizer: Any) -> Any:
+    """Return the learning-rate schedule of an optimizer, None where the rate is a variable."""
+    rate = optimizer._learning_rate
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
+
+
+def trained_by(optimizer: Any) -> list[Any]:
+    """Return the variables that an optimizer was built for."""
+    return list(optimizer._trainable_variables)
+
+
+# Randomness
+
+
+def seed_generators(model: Any) -> list[Any]:
+    """Return the seed generators of a model's layers, each once."""
+    found = {id(g): g for layer in layers_of(model) for g in layer._seed_generators}
+    return list(found.values())
+
+
+def global_generator() -> Any:
+    """Return the generator from which unseeded `keras.random` calls draw; a compiled step holds on to it."""
+    return seed_generator.global_seed_generator()
+
+
+def user_seed() -> int | None:
+    """Return the seed that `keras.utils.set_random_seed` was given last, None where it was not called."""
+    seed: int | None = global_state.get_global_attribute(GLOBAL_RANDOM_SEED)
+    return seed
+
+
+def seed_backend(seed: int) -> None:
+    """Seed the generators of the active backend from 64 bits."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        importlib.import_module("tensorflow").random.set_seed(seed & 0x7FFFFFFFFFFFFFFF)
+    elif name == "torch":
+        importlib.import_module("torch").manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+@contextmanager
+def kept_backend_randomness() -> Iterator[None]:
+    """Save the generators of the active backend, and restore them at the end."""
+    keep = {"tensorflow": _kept_tensorflow, "torch": _kept_torch}.get(keras.backend.backend())
+    if keep is None:
+        yield
+        return
+    with keep():
+        yield
+
+
+@contextmanager
+def _kept_tensorflow() -> Iterator[None]:
+    context = importlib.import_module("tensorflow.python.eager.context").context()
+    seed, rng = context._seed, getattr(context, "_rng", None)
+    state = None if rng is None else rng.getstate()
+    try:
+        yield
+    finally:
+        context._set_global_seed(seed)
+        if state is not None:
+            context._rng.setstate(state)
+
+
+@contextmanager
+def _kept_torch() -> Iterator[None]:
+    torch = importlib.import_module("torch")
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+# Limits and devices
+
+
+def limits() -> tuple[int | None, int | None]:
+    """Return the numbers of epochs and steps to which Keras' debugging limits cut every fit; None for no limit."""
+    config = importlib.import_module("keras.src.backend.config")
+    return config.max_epochs(), config.max_steps_per_epoch()
+
+
+def is_distributed(model: Any) -> bool:
+    """Whether a model is trained on several devices."""
+    if keras.distribution.distribution() is not None:
+        return True
+    strategy = getattr(model, "_distribute_strategy", None)
+    return strategy is not None and strategy.num_replicas_in_sync >= 1
+
+
+def backend_environment() -> dict[str, Any]:
+    """Return version, device, threads and processor features of the active backend, as plain JSON."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        tensorflow = importlib.import_module("tensorflow")
+        threading = tensorflow.config.threading
+        threads = [threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()]
+        device = "gpu" if tensorflow.config.list_physical_devices("GPU") else "cpu"
+        return {"tensorflow": tensorflow.__version__, "device": device, "threads": threads}
+    module = importlib.import_module(name)
+    if name == "torch":
+        features = module.backends.cpu.get_cpu_capability()
+        device = importlib.import_module("keras.src.backend.torch.core").get_device()
+        return {
+            "torch": module.__version__,
+            "device": device,
+            "threads": module.get_num_threads(),
+            "features": features,
+        }
+    return {name: module.__version__}
+
 
 # Copies of a model: the aggregate
 
@@ -42,12 +194,6 @@ def objects_shared() -> Any:
 def made_by(tensor: Any) -> Any:
     """Return the layer or operation that a symbolic tensor came of."""
     return tensor._keras_history[0]
-
-
-def all_layers(model: Any) -> list[Any]:
-    """Return a model and every layer in it, each once."""
-    found: list[Any] = model._flatten_layers()
-    return found
 
 
 def own_variables(layer: Any) -> list[Any]:

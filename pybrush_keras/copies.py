@@ -183,7 +183,7 @@ def _draws_kept() -> Iterator[None]:
 def _classes_of(model: Any) -> dict[str, Any]:
     """Return classes and functions in a model that are not Keras' own, by the names that its config has for them."""
     found: dict[str, Any] = {}
-    for layer in _private.all_layers(model):
+    for layer in _private.layers_of(model):
         for value in (layer, *vars(layer).values()):
             made = value if callable(value) and hasattr(value, "__name__") else type(value)
             if made is not type(value) or hasattr(value, "get_config"):

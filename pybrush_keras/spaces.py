@@ -94,15 +94,9 @@ def _described(loss: Any) -> tuple[str, dict[str, Any]]:
         kind = getattr(keras.losses, name)
         if isinstance(loss, kind):
             return name, loss.get_config()
-        if loss is keras.losses.get(_function_name(kind)):
+        if loss is kind().fn:
             return name, settings
     return "", {}
-
-
-def _function_name(kind: Any) -> str:
-    """Return under which name Keras has the function of a class of losses."""
-    name: str = kind().name
-    return name
 
 
 def _reason(model: Any) -> str:

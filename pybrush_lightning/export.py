@@ -15,12 +15,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pybrush.attributes import plain_attributes
 from pybrush.errors import UnsupportedError
 from pybrush.record import Record
 from pybrush.record.exported import Packed, read_constituent, read_description, refuse_constituent, write_export
 from pybrush.record.trees import memory_order
 from pybrush_lightning.aggregate import AggregateModule, Constituent, constituent_of, filled
-from pybrush_lightning.attributes import known_parts, plain_attributes
+from pybrush_lightning.attributes import known_parts
 from pybrush_lightning.codec import laid_out
 
 _WITHOUT_A_FILE = (torch.complex32, torch.complex128)

@@ -18,8 +18,9 @@ from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+from pybrush.preprocessing import assumptions
 from pybrush.record import Record
-from pybrush_lightning.preprocessing import assumptions
+from pybrush_lightning.kinds import KINDS, reading
 from tests.lightning.models import Data, Net, Rows
 from tests.lightning.twin import CASES, KEY, trainer_for
 
@@ -96,7 +97,7 @@ class Centred:
 
 
 def names(dataset, *owners, **loader):
-    found = assumptions(DataLoader(dataset, batch_size=5, shuffle=True, **loader), owners)
+    found = assumptions(reading(DataLoader(dataset, batch_size=5, shuffle=True, **loader)), owners, KINDS)
     return [one["name"].removeprefix("preprocessing:") for one in found]
 
 
@@ -359,7 +360,7 @@ def test_objects_that_hold_each_other_are_looked_through_once():
 
 def test_a_statement_says_where_and_never_by_which_key():
     dataset = Prepared(by_person={"anna-smith": scaler()}, transform=closure_over([0.5]))
-    by_name = {one["name"]: one["statement"] for one in assumptions(DataLoader(dataset))}
+    by_name = {one["name"]: one["statement"] for one in assumptions(reading(DataLoader(dataset)), (), KINDS)}
     assert "dataset.by_person[...]" in by_name["preprocessing:StandardScaler"]
     assert "value (list)" in by_name["preprocessing:closure_over.<locals>.shifted"]
     assert "anna" not in str(by_name)
@@ -416,7 +417,7 @@ def test_a_find_that_the_user_declares_holds_from_then_on(tmp_path):
     trainer = trainer_for(CASES["momentum"], tmp_path)
     trainer.fit(Net(), loader(Scaled(scaler())))
     with closing(Record.open(tmp_path / "record", KEY)) as record:
-        assert record.plan.settings["assumptions"] == assumptions(loader(Scaled(scaler())))
+        assert record.plan.settings["assumptions"] == assumptions(reading(loader(Scaled(scaler()))), (), KINDS)
         record.declare("preprocessing:StandardScaler", "fitted on public rows")
         record.verify()
     found = told(trainer.unlearn(rows=[3]))["preprocessing:StandardScaler"]

@@ -1,0 +1,31 @@
+"""Fixtures of the Keras tests, which run in one process for each backend, named by KERAS_BACKEND."""
+
+import os
+import sys
+
+import pytest
+
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+BEFORE = set(sys.modules)
+# Keras itself imports TensorFlow under its torch backend, where it is there.
+FOREIGN = {"tensorflow": {"torch", "lightning"}, "torch": {"lightning"}}[BACKEND] - BEFORE
+
+import keras
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Give each test the same draws, whatever ran before it, and take its graphs out of memory after it."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    yield
+    keras.utils.clear_session()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_framework_of_another_adapter(request):
+    """Fail a session of these tests alone that brought in what only another adapter or backend needs."""
+    yield
+    if all("keras" in argument for argument in request.config.args):
+        found = sorted(FOREIGN & sys.modules.keys())
+        assert not found, f"tests on the {BACKEND} backend imported {', '.join(found)}"
