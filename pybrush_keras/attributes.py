@@ -17,8 +17,8 @@ from pybrush.user_code import is_installed
 from pybrush_keras import _private
 
 REMEDY = (
-    "Keep such state in variables (self.add_weight(..., trainable=False)), arrays or plain values, as attributes of the "
-    "layer, model or callback."
+    "Keep such state in variables (self.add_weight(..., trainable=False)), arrays or plain values, as attributes of "
+    "the layer, model or callback."
 )
 """Where users of Keras keep what a stage must store."""
 

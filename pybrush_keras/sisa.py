@@ -49,8 +49,8 @@ _log = logging.getLogger(__name__)
 How = Literal["mean", "vote"]
 
 AUGMENTED = (
-    "Augment in the model, by layers such as keras.layers.RandomFlip, which draw from generators that SISA seeds: Keras "
-    "reads rows ahead of training, so what reading them draws is not the same twice."
+    "Augment in the model, by layers such as keras.layers.RandomFlip, which draw from generators that SISA seeds: "
+    "Keras reads rows ahead of training, so what reading them draws is not the same twice."
 )
 """What to do where rows differ each time."""
 

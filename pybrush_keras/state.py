@@ -123,7 +123,7 @@ def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """Return the optimizers of a model: that of compile, then those which a train_step of its own keeps as attributes."""
+    """Return the optimizers of a model: that of compile, then those that it keeps as attributes for its train_step."""
     held = [value for _, value in sorted(vars(model).items()) if isinstance(value, keras.optimizers.Optimizer)]
     found = {id(optimizer): optimizer for optimizer in [model.optimizer, *held] if optimizer is not None}
     return list(found.values())
@@ -137,7 +137,7 @@ def stored(model: Any) -> list[Any]:
 
 
 def read_optimizers(model: Any) -> list[Named]:
-    """Return the variables of each optimizer; their names hold automatic ones of layers, so their places stand for them."""
+    """Return the variables of each optimizer; for their names, which hold automatic ones of layers, stand places."""
     return [
         [[str(place), value] for place, (_, value) in enumerate(read_variables(optimizer.variables))]
         for optimizer in optimizers_of(model)
