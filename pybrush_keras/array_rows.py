@@ -121,7 +121,7 @@ class ArrayRows:
     @cached_property
     def fed(self) -> Any:
         """The arrays as Keras trains on them."""
-        fed = tree.map_structure(_as_fed, self.given, self.raw)
+        fed = tree.map_structure(as_fed, self.given, self.raw)
         if len(fed) == 3 and tree.is_nested(fed[1]) and not tree.is_nested(fed[2]):
             # Keras gives one array of weights to every output.
             return fed[0], fed[1], tree.map_structure(lambda _: fed[2], fed[1])
@@ -157,6 +157,24 @@ def as_array(leaf: Any) -> NDArray[Any] | None:
             "pybrush_keras.Source(files, y, load=...) for rows that are read one by one."
         )
     return array
+
+
+def as_fed(given: Any, raw: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Return an array as Keras trains on it.
+
+    Args:
+        given: what the user passed.
+        raw: the same as a NumPy array.
+    """
+    if raw is None:
+        return None
+    floats = keras.config.floatx()
+    if hasattr(given, "columns"):
+        # A table with one column of other floats becomes floats as a whole, before it becomes an array.
+        other = any(_is_other_float(str(dtype), floats) for dtype in given.dtypes)
+        return np.asarray(given.astype(floats).to_numpy()) if other else raw
+    fed = np.expand_dims(raw, -1) if hasattr(given, "iloc") else raw
+    return fed.astype(floats) if _is_other_float(fed.dtype.name, floats) else fed
 
 
 def common_length(arrays: Any) -> int:
@@ -223,18 +241,6 @@ def _rows_to_train(length: int, validation_split: float) -> int:
             f"{kept} to train on."
         )
     return kept
-
-
-def _as_fed(given: Any, raw: NDArray[Any] | None) -> NDArray[Any] | None:
-    if raw is None:
-        return None
-    floats = keras.config.floatx()
-    if hasattr(given, "columns"):
-        # A table with one column of other floats becomes floats as a whole, before it becomes an array.
-        other = any(_is_other_float(str(dtype), floats) for dtype in given.dtypes)
-        return np.asarray(given.astype(floats).to_numpy()) if other else raw
-    fed = np.expand_dims(raw, -1) if hasattr(given, "iloc") else raw
-    return fed.astype(floats) if _is_other_float(fed.dtype.name, floats) else fed
 
 
 def _is_other_float(dtype: str, floats: str) -> bool:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pybrush.errors import UnsupportedError
 from pybrush_keras.array_rows import ArrayRows
+from pybrush_keras.source import Source
 from pybrush_keras.tf_data import PipelineRows
 
 _DEFAULT_BATCH_SIZE = 32  # Keras' own
@@ -94,6 +95,9 @@ def rows_of(
     if ("tensorflow", "DatasetV2") in kinds:
         _check_complete(x, y, sample_weight, batch_size, validation_split)
         return PipelineRows(x)
+    if isinstance(x, Source):
+        _check_complete(x, y, sample_weight, batch_size, validation_split)
+        return x.rows.shuffled_as(shuffle)
     if isinstance(x, keras.utils.PyDataset):
         raise _refusal(x, _AS_SOURCE)
     if x is None or isinstance(x, (str, bytes, Iterator)) or callable(x):

@@ -356,7 +356,7 @@ def refused():
         "flat_map": (data.flat_map(lambda x, y: slices(x)).batch(4), "FlatMap step"),
         "interleave": (data.interleave(lambda x, y: slices(x)).batch(4), "Interleave step.*from_tensor_slices"),
         "shard": (data.shard(2, 0).batch(4), "Shard step.*Cut the arrays"),
-        "unbatch": (data.batch(4).unbatch().batch(2), "Unbatch step"),
+        "unbatch": (data.batch(4).unbatch().batch(2), "Unbatch step.*batch step before it"),
         "concatenate": (data.concatenate(data).batch(4), "Concatenate step.*Join the arrays"),
         "padded batches": (data.padded_batch(4), "PaddedBatch step.*Pad the rows"),
         "one tensor": (tf.data.Dataset.from_tensors(X), "Tensor step"),
