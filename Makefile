@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 # The first pip that knows --group is 25.1.
 PIP ?= pip==25.3
 # Only the extras whose code exists.
-EXTRAS ?= lightning,hydra,data,encrypt
+EXTRAS ?= lightning,keras,hydra,data,encrypt
 DEMO ?= examples/demo.py
 
 BIN := $(VENV)/bin
@@ -34,7 +34,7 @@ test: setup
 	@BIN=$(BIN) .ci/check tests
 
 test-long: setup
-	$(BIN)/python -m pytest -m long --timeout=3600 tests
+	@BIN=$(BIN) .ci/check long
 
 # Every fault at every instant, and more seeds; `make check` runs a sample of it.
 faults: setup

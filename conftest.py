@@ -5,9 +5,13 @@ from contextlib import ExitStack, chdir
 from tempfile import TemporaryDirectory
 from typing import Any
 
-# Before any test imports NumPy or torch: two workers share two cores, and one thread more changes bits.
+# Before any test imports NumPy, torch or TensorFlow: two workers share two cores, and one thread more changes bits.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(variable, "1")
+# TensorFlow tells every process that there is no GPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from hypothesis import settings
 from sybil import Sybil

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from pybrush.attributes import plain_attributes
 from pybrush_lightning.aggregate import AggregateModule, Constituent, combine, tensors_of
-from pybrush_lightning.attributes import known_parts, plain_attributes
+from pybrush_lightning.attributes import known_parts
 from pybrush_lightning.evaluation import answering
 from pybrush_lightning.models import MLP, SmallCNN
 

@@ -1,7 +1,9 @@
 """Finding the adapter of a framework by entry point, so that the core imports no framework.
 
-Each distribution registers an adapter in the group `pybrush.adapters`. Its `claims(model)` returns how
-specifically it knows a model, 0 for not at all; the highest claim wins and a tie is an error.
+Each distribution registers an adapter in the group `pybrush.adapters`, once under the name of every package whose
+models it knows. Only adapters of packages that a model's class comes from are imported: nobody waits for a framework
+that is not in use, or needs to have it. An adapter's `claims(model)` returns how specifically it knows a model, 0 for
+not at all; the highest claim wins and a tie is an error.
 """
 
 from __future__ import annotations
@@ -45,9 +47,14 @@ def adapter_of(model: Any) -> Adapter:
 
     Raises:
         UnsupportedError: where none does, or two do alike.
+        ImportError: where the adapter of a package that the model's class comes from cannot be imported.
     """
+    packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    registered = entry_points(group=GROUP)
+    # By its value, since an adapter that knows two packages claims a model of both only once.
+    candidates = {entry.value: entry for entry in registered if entry.name in packages}
     claims: list[tuple[int, str, Adapter]] = []
-    for entry in entry_points(group=GROUP):
+    for entry in candidates.values():
         adapter = entry.load()()
         if claim := adapter.claims(model):
             claims.append((claim, entry.name, adapter))
@@ -56,6 +63,6 @@ def adapter_of(model: Any) -> Adapter:
         names = ", ".join(name for _, name, _ in best) or "none"
         raise UnsupportedError(
             f"a model of type {type(model).__name__} is claimed by {names}; exactly one adapter must claim it. "
-            "Install the extra of its framework, for example pybrush[lightning]."
+            f"There are adapters for models of {', '.join(sorted(registered.names)) or 'nothing'}."
         )
     return best[0][2]

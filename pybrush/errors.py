@@ -77,3 +77,7 @@ class TrainingError(PyBrushError, RuntimeError):
 
 class MissingExtraError(PyBrushError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class ConstituentWarning(UserWarning):
+    """A model that holds one constituent of several is used as if it were the model that predicts."""

@@ -149,11 +149,7 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
     """
     check_plan(record)
     plan = record.plan
-    if (plan.adapter, plan.adapter_format) != (wish.adapter, wish.adapter_format):
-        raise FingerprintError(
-            f"{record.folder} was made by the adapter {plan.adapter} in format {plan.adapter_format}; this is "
-            f"{wish.adapter} in format {wish.adapter_format}. Use the one that made it."
-        )
+    check_adapter(record, wish.adapter, wish.adapter_format)
     if wish.encrypt is not None and wish.encrypt != (plan.encryption is not None):
         raise FingerprintError(
             f"the stages of {record.folder} are {'not ' if wish.encrypt else ''}encrypted, which its first fit fixed. "
@@ -161,6 +157,20 @@ def check_fingerprint(record: Record, wish: PlanWish, learner: Learner) -> None:
         )
     now = {**learner.semantic(record.names), "plan": plan_values(wish, record.names.key_id, plan)}
     check_same(record.plan.semantic, plain(now), record.folder)
+
+
+def check_adapter(record: Record, adapter: str, adapter_format: int) -> None:
+    """Refuse a record that another adapter made, or another version of this one.
+
+    Raises:
+        FingerprintError: naming both.
+    """
+    plan = record.plan
+    if (plan.adapter, plan.adapter_format) != (adapter, adapter_format):
+        raise FingerprintError(
+            f"{record.folder} was made by the adapter {plan.adapter} in format {plan.adapter_format}; this is "
+            f"{adapter} in format {adapter_format}. Use the one that made it."
+        )
 
 
 def unlearn(

@@ -1,70 +1,282 @@
-"""Every private name of Keras and TensorFlow that PyBrush uses, in one place (keras >=3.9, tensorflow >=2.18).
-
-Each has a canary test. TensorFlow and torch are imported by the functions that need them, never by this file:
-Keras runs on one of them, and the other need not be installed.
-"""
+"""Every private name of Keras and its backends that PyBrush uses; tests/keras/test_private.py watches each."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-# --- tf.data: the steps of a pipeline ---
+import keras
+from keras.src.backend.common import global_state
+from keras.src.models.functional import Functional
+from keras.src.random import seed_generator
+from keras.src.saving import saving_lib, serialization_lib
+from keras.src.utils import io_utils
+from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
+from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedSet
+
+# Building
 
 
-def tensorflow() -> Any:
-    """Return the tensorflow package; for where one of its objects came in, so that it is imported already."""
-    return importlib.import_module("tensorflow")
+def build(model: Any, batch: Any) -> None:
+    """Give a compiled model its variables, its optimizer's and its metrics', in the shapes that a batch calls for."""
+    model._symbolic_build(data_batch=batch)
 
 
-def step_kind(dataset: Any) -> str:
-    """Return the step that made a data set: "Map" for `_MapDataset` and `_ParallelMapDataset`, and so on."""
-    return type(dataset).__name__.removeprefix("_").removeprefix("Parallel").removesuffix("Dataset")
+def layers_of(model: Any) -> list[Any]:
+    """Return a model and all layers in it, each once, in the order of their making."""
+    found: list[Any] = model._flatten_layers()
+    return found
 
 
-def step_input(dataset: Any) -> Any:
-    """Return the data set that a step was applied to; None for a source, and for a step with several inputs."""
-    return getattr(dataset, "_input_dataset", None)
+@cache
+def internal_attributes() -> frozenset[str]:
+    """Return the names of attributes that Keras itself sets on models and layers."""
+    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    plain = (keras.layers.Layer(), keras.Model(), model, keras.Model(model.inputs, model.outputs))
+    names = frozenset(name for layer in plain for name in vars(layer))
+    return names | {"history", "train_function", "test_function", "predict_function", "_eval_epoch_iterator"}
 
 
-def sliced_tensors(dataset: Any) -> list[Any]:
-    """Return the tensors that from_tensor_slices was given, flat, each with the rows on axis 0."""
-    return list(dataset._tensors)
+def begin_at_given_epoch(model: Any) -> None:
+    """Let the next fit begin where its initial_epoch says: BackupAndRestore leaves an epoch of its own on a model."""
+    model._initial_epoch = None
 
 
-def counted_range(dataset: Any) -> range:
-    """Return what Dataset.range counts."""
-    return range(int(dataset._start), int(dataset._stop), int(dataset._step))
+def own_optimizer(wrapper: Any) -> Any:
+    """Return the optimizer in a LossScaleOptimizer, any other one as it is."""
+    return getattr(wrapper, "inner_optimizer", wrapper)
 
 
-def zipped(dataset: Any) -> Any:
-    """Return the structure of data sets that were zipped."""
-    return dataset._datasets
+def schedule_of(optimizer: Any) -> Any:
+    """Return the learning-rate schedule of an optimizer, None where the rate is a variable."""
+    rate = optimizer._learning_rate
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
 
 
-def mapped_function(dataset: Any) -> Callable[..., list[Any]]:
-    """Return the traced function of a map step: flat tensors of one element to flat tensors."""
-    function: Callable[..., list[Any]] = dataset._map_func.function
-    return function
+def trained_by(optimizer: Any) -> list[Any]:
+    """Return the variables that an optimizer was built for."""
+    return list(optimizer._trainable_variables)
 
 
-def batch_settings(dataset: Any) -> tuple[int, bool]:
-    """Return batch_size and drop_remainder of a batch step."""
-    return int(dataset._batch_size), bool(dataset._drop_remainder)
+def show(line: str) -> None:
+    """Write a line where Keras' progress bar writes."""
+    io_utils.print_msg(line)
 
 
-def reshuffles(dataset: Any) -> bool:
-    """Return whether a shuffle step draws another order in every epoch."""
-    return bool(dataset._reshuffle_each_iteration)
+# Attributes
 
 
-def cache_file(dataset: Any) -> str:
-    """Return the file of a cache step; "" where it keeps rows in memory."""
-    name: str = dataset._filename.numpy().decode()
-    return name
+@cache
+def callback_attributes() -> frozenset[str]:
+    """Return the names of attributes that Keras itself sets on callbacks."""
+    return frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
 
 
-def step_count(dataset: Any) -> int:
-    """Return the number of elements that a take or skip step was given."""
-    return int(dataset._count)
+def untracked(value: Any) -> Any:
+    """Return Keras' own lists, dictionaries and sets as plain ones, to any depth."""
+    if isinstance(value, dict):
+        kind = dict if isinstance(value, TrackedDict) else None
+        return kind({k: untracked(v) for k, v in value.items()}) if kind else value
+    if isinstance(value, (TrackedList, TrackedSet)):
+        items = [untracked(item) for item in value]
+        return set(items) if isinstance(value, TrackedSet) else items
+    return value
+
+
+def was_adapted(layer: Any) -> bool:
+    """Whether a preprocessing layer learned from rows by `adapt`."""
+    return hasattr(type(layer), "adapt") and getattr(layer, "input_mean", None) is None
+
+
+# Randomness
+
+
+def seed_generators(model: Any) -> list[Any]:
+    """Return the seed generators of a model's layers, each once."""
+    found = {id(g): g for layer in layers_of(model) for g in layer._seed_generators}
+    return list(found.values())
+
+
+def global_generator() -> Any:
+    """Return the generator from which unseeded `keras.random` calls draw; a compiled step holds on to it."""
+    return seed_generator.global_seed_generator()
+
+
+def user_seed() -> int | None:
+    """Return the seed that `keras.utils.set_random_seed` was given last, None where it was not called."""
+    seed: int | None = global_state.get_global_attribute(GLOBAL_RANDOM_SEED)
+    return seed
+
+
+def seed_backend(seed: int) -> None:
+    """Seed the generators of the active backend from 64 bits."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        importlib.import_module("tensorflow").random.set_seed(seed & 0x7FFFFFFFFFFFFFFF)
+    elif name == "torch":
+        importlib.import_module("torch").manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+def backend_randomness() -> Any:
+    """Return the state of the active backend's global generators."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        context = importlib.import_module("tensorflow.python.eager.context").context()
+        rng = getattr(context, "_rng", None)
+        return context._seed, None if rng is None else rng.getstate()
+    if name == "torch":
+        torch = importlib.import_module("torch")
+        return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return None
+
+
+def restore_backend_randomness(state: Any) -> None:
+    """Put the active backend's global generators into a state that `backend_randomness` returned."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        context = importlib.import_module("tensorflow.python.eager.context").context()
+        context._set_global_seed(state[0])
+        if state[1] is not None:
+            context._rng.setstate(state[1])
+    elif name == "torch":
+        torch = importlib.import_module("torch")
+        torch.set_rng_state(state[0])
+        if state[1]:
+            torch.cuda.set_rng_state_all(state[1])
+
+
+def backend_tensors() -> dict[type, Callable[[Any], str]]:
+    """Return the active backend's classes of tensors, each with what tells that one has changed."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        tensorflow = importlib.import_module("tensorflow")
+        # Tensors never change; variables do.
+        return {tensorflow.Variable: lambda v: v.numpy().tobytes().hex(), tensorflow.Tensor: lambda v: str(id(v))}
+    if name == "torch":
+        return {importlib.import_module("torch").Tensor: lambda v: f"{id(v)} {v._version}"}
+    return {}
+
+
+def backend_generators() -> dict[type, Callable[[Any], bytes]]:
+    """Return the active backend's classes of generators, each with what reads its state."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        return {importlib.import_module("tensorflow").random.Generator: lambda g: g.state.numpy().tobytes()}
+    if name == "torch":
+        return {importlib.import_module("torch").Generator: lambda g: g.get_state().numpy().tobytes()}
+    return {}
+
+
+# Limits and devices
+
+
+def limits() -> tuple[int | None, int | None]:
+    """Return the numbers of epochs and steps to which Keras' debugging limits cut every fit; None for no limit."""
+    config = importlib.import_module("keras.src.backend.config")
+    return config.max_epochs(), config.max_steps_per_epoch()
+
+
+def is_distributed(model: Any) -> bool:
+    """Whether a model is trained on several devices."""
+    if keras.distribution.distribution() is not None:
+        return True
+    strategy = getattr(model, "_distribute_strategy", None)
+    return strategy is not None and strategy.num_replicas_in_sync >= 1
+
+
+def backend_environment() -> dict[str, Any]:
+    """Return version, device, threads and processor features of the active backend, as plain JSON."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        tensorflow = importlib.import_module("tensorflow")
+        threading = tensorflow.config.threading
+        threads = [threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()]
+        device = "gpu" if tensorflow.config.list_physical_devices("GPU") else "cpu"
+        return {"tensorflow": tensorflow.__version__, "device": device, "threads": threads}
+    module = importlib.import_module(name)
+    if name == "torch":
+        features = module.backends.cpu.get_cpu_capability()
+        device = importlib.import_module("keras.src.backend.torch.core").get_device()
+        return {
+            "torch": module.__version__,
+            "device": device,
+            "threads": module.get_num_threads(),
+            "features": features,
+        }
+    return {name: module.__version__}
+
+
+# Copies of a model: the aggregate
+
+
+def is_functional(model: Any) -> bool:
+    """Whether a model is a graph of layers between inputs that it names."""
+    return isinstance(model, Functional)
+
+
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """Return what `keras.Model.compile` was called with, the objects themselves; empty where it was not called."""
+    config = getattr(model, "_compile_config", None)
+    return dict(config.config) if model.compiled and config is not None else {}
+
+
+@contextmanager
+def any_function() -> Iterator[None]:
+    """Let lambdas be made again: they come from the user's own model in this process and from no file."""
+    with serialization_lib.SafeModeScope(False):
+        yield
+
+
+def objects_shared() -> Any:
+    """Return a context in which an object that a config names twice is one object."""
+    return serialization_lib.ObjectSharingScope()
+
+
+def made_by(tensor: Any) -> Any:
+    """Return the layer or operation that a symbolic tensor came of."""
+    return tensor._keras_history[0]
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """Return the variables that a layer holds itself, those of its seed generators last."""
+    states = [generator.state for generator in layer._seed_generators]
+    return [*layer._trainable_variables, *layer._non_trainable_variables, *states]
+
+
+def layers_by_path(model: Any) -> dict[str, Any]:
+    """Return a model and every layer in it by the path under which Keras would save it.
+
+    A path is made of attributes and positions, so it is the same in a copy, whatever the names of layers are.
+    """
+    found: dict[str, Any] = {}
+    _walk(model, "", found, set())
+    return found
+
+
+def _walk(part: Any, path: str, found: dict[str, Any], seen: set[int]) -> None:
+    if id(part) in seen:
+        return
+    seen.add(id(part))
+    if isinstance(part, keras.layers.Layer):
+        found[path] = part
+        children: Any = saving_lib._walk_saveable(part)
+    elif isinstance(part, dict):
+        children = enumerate(part.values())
+    elif isinstance(part, (list, tuple)):
+        children = enumerate(part)
+    else:
+        return
+    for name, child in children:
+        _walk(child, f"{path}/{name}", found, seen)
+
+
+def ignore_training(layer: Any) -> None:
+    """Let a layer of a functional model be called without the `training=` that the model is called with.
+
+    Keras hands it to every layer, also over the `training=False` with which a layer was called when the graph was made.
+    """
+    layer._call_context_args = set()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybrush.errors import ConfigurationError, UnsupportedError
-from pybrush_keras import _private
+from pybrush_keras import _private_tf
 from pybrush_keras.array_rows import as_batch, raw_value
 from pybrush_keras.tf_steps import Counted, Function, Mapped, Picked, Source, Zipped, take_apart
 
@@ -124,7 +124,7 @@ class PipelineRows:
         """Return rows before any map of batches: NumPy arrays with the rows on axis 0."""
         if not self.pipeline.is_cached:
             return self._read(positions)
-        nest, kept = _private.tensorflow().nest, self._kept
+        nest, kept = _private_tf.tensorflow().nest, self._kept
         missing = [position for position in dict.fromkeys(map(int, positions)) if position not in kept]
         if missing:
             kept.update(zip(missing, zip(*nest.flatten(self._read(missing)), strict=True), strict=True))
@@ -132,13 +132,13 @@ class PipelineRows:
         return nest.pack_sequence_as(self._row_function.structured_outputs, [np.stack(leaf) for leaf in leaves])
 
     def _read(self, positions: Sequence[int] | NDArray[np.int64]) -> Any:
-        picked = _private.tensorflow().constant(np.asarray(positions, dtype=np.int64))
+        picked = _private_tf.tensorflow().constant(np.asarray(positions, dtype=np.int64))
         return _as_arrays(self._row_function(picked))
 
     @cached_property
     def _row_function(self) -> Any:
         """Positions, shape (n,), to tensors of the rows there; traced once for any number of them."""
-        tf = _private.tensorflow()
+        tf = _private_tf.tensorflow()
         signature = [tf.TensorSpec([None], tf.int64)]
         read = tf.function(functools.partial(_gathered, self.pipeline.rows), input_signature=signature, autograph=False)
         return read.get_concrete_function()
@@ -146,7 +146,7 @@ class PipelineRows:
     @cached_property
     def _batch_function(self) -> Any:
         """Rows to what the maps after the batch step make of them."""
-        tf = _private.tensorflow()
+        tf = _private_tf.tensorflow()
 
         def finish(batch: Any) -> Any:
             dataset = tf.data.Dataset.from_tensors(batch)
@@ -184,7 +184,7 @@ def _uncut(rows: Source, places: range) -> tuple[Any, range]:
 
 def _gathered(rows: Source, positions: Any) -> Any:
     """Return the rows at some positions as tensors with the rows on axis 0."""
-    tf = _private.tensorflow()
+    tf = _private_tf.tensorflow()
     if isinstance(rows, Mapped) or _has_map(rows):
         return _dataset(rows, positions).batch(tf.size(positions, out_type=tf.int64)).get_single_element()
     if isinstance(rows, Picked):
@@ -198,7 +198,7 @@ def _gathered(rows: Source, positions: Any) -> Any:
 
 def _dataset(rows: Source, positions: Any) -> Any:
     """Return a data set of the rows at some positions, one by one."""
-    tf = _private.tensorflow()
+    tf = _private_tf.tensorflow()
     if isinstance(rows, Mapped):
         calls = tf.data.AUTOTUNE if rows.is_parallel else None
         return _dataset(rows.below, positions).map(_applied(rows.dataset, rows.function), num_parallel_calls=calls)
@@ -211,13 +211,13 @@ def _dataset(rows: Source, positions: Any) -> Any:
 
 def _has_map(rows: Source) -> bool:
     if isinstance(rows, Zipped):
-        return any(map(_has_map, _private.tensorflow().nest.flatten(rows.below)))
+        return any(map(_has_map, _private_tf.tensorflow().nest.flatten(rows.below)))
     return isinstance(rows, Mapped) or (isinstance(rows, Picked) and _has_map(rows.below))
 
 
 def _applied(step: Any, function: Function) -> Callable[..., Any]:
     """Return a map function that does what a map step of the user does."""
-    tf = _private.tensorflow()
+    tf = _private_tf.tensorflow()
 
     def apply(*element: Any) -> Any:
         return tf.nest.pack_sequence_as(step.element_spec, function(*tf.nest.flatten(element)))

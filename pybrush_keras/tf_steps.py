@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pybrush.errors import UnsupportedError
-from pybrush_keras import _private
+from pybrush_keras import _private_tf
 
 Function = Callable[..., list[Any]]
 """A map function as it was traced: the flat tensors of an element to flat tensors."""
@@ -101,27 +101,27 @@ def take_apart(dataset: Any) -> Pipeline:
         UnsupportedError: for a step after which a row's place is not certain, with what to write instead.
     """
     steps, at = [], dataset
-    while _private.step_input(at) is not None:
+    while _private_tf.step_input(at) is not None:
         steps.append(at)
-        at = _private.step_input(at)
+        at = _private_tf.step_input(at)
     for step in steps:
-        if _private.step_kind(step) not in _STEPS:
-            raise _refused(_private.step_kind(step))
+        if _private_tf.step_kind(step) not in _STEPS:
+            raise _refused(_private_tf.step_kind(step))
     pipeline = _with_files(_source(at), at)
     for step in reversed(steps):
         _check_dense(step)
-        pipeline = _with_files(_STEPS[_private.step_kind(step)](pipeline, step), step)
+        pipeline = _with_files(_STEPS[_private_tf.step_kind(step)](pipeline, step), step)
     return pipeline
 
 
 def _source(dataset: Any) -> Pipeline:
-    kind = _private.step_kind(dataset)
+    kind = _private_tf.step_kind(dataset)
     _check_dense(dataset)
     if kind == "TensorSlice":
-        tensors = _private.sliced_tensors(dataset)
+        tensors = _private_tf.sliced_tensors(dataset)
         return Pipeline(Slices(dataset, tensors), int(tensors[0].shape[0]))
     if kind == "Range":
-        numbers = _private.counted_range(dataset)
+        numbers = _private_tf.counted_range(dataset)
         return Pipeline(Counted(dataset, numbers), len(numbers))
     if kind == "Zip":
         return _zip(dataset)
@@ -129,7 +129,7 @@ def _source(dataset: Any) -> Pipeline:
 
 
 def _check_dense(step: Any) -> None:
-    tf = _private.tensorflow()
+    tf = _private_tf.tensorflow()
     for spec in tf.nest.flatten(step.element_spec):
         if not isinstance(spec, tf.TensorSpec):
             raise UnsupportedError(
@@ -139,8 +139,8 @@ def _check_dense(step: Any) -> None:
 
 
 def _zip(dataset: Any) -> Pipeline:
-    nest = _private.tensorflow().nest
-    structure = _private.zipped(dataset)
+    nest = _private_tf.tensorflow().nest
+    structure = _private_tf.zipped(dataset)
     flat = [take_apart(part) for part in nest.flatten(structure)]
     if any(part.batch_size is not None or part.shuffle for part in flat):
         raise UnsupportedError(
@@ -163,7 +163,7 @@ def _with_files(pipeline: Pipeline, step: Any) -> Pipeline:
 
 
 def _map(pipeline: Pipeline, step: Any) -> Pipeline:
-    function = _private.mapped_function(step)
+    function = _private_tf.mapped_function(step)
     operations = _operations(function)
     drawn = sorted(name for name in operations if _DRAWS.match(name))
     if drawn:
@@ -189,12 +189,12 @@ def _map(pipeline: Pipeline, step: Any) -> Pipeline:
 def _batch(pipeline: Pipeline, step: Any) -> Pipeline:
     if pipeline.batch_size is not None:
         raise UnsupportedError("the tf.data pipeline batches batches; SISA picks single rows. Leave one batch step.")
-    size, drop = _private.batch_settings(step)
+    size, drop = _private_tf.batch_settings(step)
     return replace(pipeline, batch_size=size, drop_last=drop)
 
 
 def _shuffle(pipeline: Pipeline, step: Any) -> Pipeline:
-    if not _private.reshuffles(step):
+    if not _private_tf.reshuffles(step):
         raise UnsupportedError(
             "shuffle(..., reshuffle_each_iteration=False) of the tf.data pipeline fixes an order that PyBrush cannot "
             "read from it. Shuffle the arrays before from_tensor_slices, and call shuffle without the argument."
@@ -203,7 +203,7 @@ def _shuffle(pipeline: Pipeline, step: Any) -> Pipeline:
 
 
 def _cache(pipeline: Pipeline, step: Any) -> Pipeline:
-    file = _private.cache_file(step)
+    file = _private_tf.cache_file(step)
     if file:
         raise UnsupportedError(
             f"cache({file!r}) of the tf.data pipeline writes rows to a file, where forgotten rows would stay. "
@@ -218,12 +218,12 @@ def _cache(pipeline: Pipeline, step: Any) -> Pipeline:
 
 
 def _skip(pipeline: Pipeline, step: Any) -> Pipeline:
-    count = _private.step_count(step)
+    count = _private_tf.step_count(step)
     return _cut(pipeline, slice(pipeline.length if count < 0 else count * (pipeline.batch_size or 1), None))
 
 
 def _take(pipeline: Pipeline, step: Any) -> Pipeline:
-    count = _private.step_count(step)
+    count = _private_tf.step_count(step)
     return _cut(pipeline, slice(None if count < 0 else count * (pipeline.batch_size or 1)))
 
 
@@ -279,7 +279,7 @@ def _texts(rows: Source, places: range) -> list[list[str]]:
     if isinstance(rows, Picked):
         return _texts(rows.below, rows.places[places.start : places.stop : places.step])
     if isinstance(rows, Zipped):
-        return [text for part in _private.tensorflow().nest.flatten(rows.below) for text in _texts(part, places)]
+        return [text for part in _private_tf.tensorflow().nest.flatten(rows.below) for text in _texts(part, places)]
     if isinstance(rows, Counted):
         return []
     found = [tensor.numpy() for tensor in rows.tensors if tensor.dtype.name == "string" and tensor.shape.rank == 1]

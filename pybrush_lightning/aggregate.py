@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from pybrush.attributes import Attributes, write_attributes
 from pybrush.errors import ConfigurationError
 from pybrush.record import Record
 from pybrush_lightning import _private
-from pybrush_lightning.attributes import Attributes, known_parts, write_attributes
+from pybrush_lightning.attributes import known_parts
 from pybrush_lightning.compiled import copied
 
 Space = Literal["logits", "log_probs", "probs", "values"]

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from pybrush.errors import ConfigurationError
-from pybrush_lightning.replaced import replaced
+from pybrush.replaced import replaced
 
 Step = Callable[[Any, Any, int], Any]
 """Takes the module, a batch and its number; what it returns is what predict_step would return."""

@@ -22,8 +22,8 @@ from pybrush.errors import UnsupportedError
 from pybrush.learner import Horizon
 from pybrush.record import Record
 from pybrush.record.files import entries, erase
+from pybrush.replaced import replaced
 from pybrush_lightning import _private
-from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

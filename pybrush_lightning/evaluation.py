@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pybrush.attributes import Attributes, plain_attributes
 from pybrush.errors import TrainingError, UnsupportedError
 from pybrush.record import trees
+from pybrush.replaced import replaced
 from pybrush_lightning.aggregate import Constituent, How, Space, answer, check_target, tensors_of
 from pybrush_lightning.aggregate_step import AggregateStep, check_part, forms, steps_replaced
-from pybrush_lightning.attributes import Attributes, known_parts, placed_like, plain_attributes, pointed_elsewhere
+from pybrush_lightning.attributes import known_parts, placed_like, pointed_elsewhere
 from pybrush_lightning.codec import content_bytes
 from pybrush_lightning.compiled import uncompiled
-from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

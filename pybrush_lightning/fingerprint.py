@@ -7,15 +7,11 @@ stage starts from, so whatever a later module holds there is replaced.
 from __future__ import annotations
 
 import inspect
-import json
-import math
 import os
 import platform
-import sys
-import sysconfig
 from collections.abc import Iterable
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -29,6 +25,7 @@ from pybrush.errors import ContentError, FingerprintError
 from pybrush.hashing import chained
 from pybrush.names import Namer
 from pybrush.record import Record
+from pybrush.user_code import code_of, is_installed, plain_of, short_of, source_of, sources_of
 from pybrush_lightning import _private, state
 from pybrush_lightning.compiled import is_compiled
 
@@ -37,9 +34,6 @@ if TYPE_CHECKING:
 
 _TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 """Precisions to which a trainer converts a module itself."""
-
-_LONGEST = 2000
-"""Characters up to which a hyperparameter is written as it is."""
 
 _BY_LIGHTNING_CLI = ("_instantiator", "_class_path")
 """Hyperparameters that say how a module was built: a script builds the same one without them."""
@@ -69,7 +63,7 @@ def semantic(trainer: Trainer, module: LightningModule, loader: DataLoader[Any],
             "gradient_clip_val": trainer.gradient_clip_val,
             "gradient_clip_algorithm": getattr(trainer.gradient_clip_algorithm, "value", None),
             "world_size": trainer.world_size,
-            **({"ddp": _plain(_private.ddp_settings(trainer))} if trainer.world_size > 1 else {}),
+            **({"ddp": plain_of(_private.ddp_settings(trainer))} if trainer.world_size > 1 else {}),
         },
         "callbacks": [f"{name}: {callback.state_key}" for name, callback in state.stateful_callbacks(trainer)],
     }
@@ -83,7 +77,7 @@ def _trained_type(parameter: torch.Tensor, precision: str) -> torch.dtype:
 def hyperparameters(module: LightningModule) -> dict[str, Any]:
     """Return what save_hyperparameters stored, as plain JSON."""
     given = {name: value for name, value in module.hparams.items() if name not in _BY_LIGHTNING_CLI}
-    return {str(name): _short(_plain(value)) for name, value in given.items()}
+    return {str(name): short_of(plain_of(value)) for name, value in given.items()}
 
 
 def parts(module: torch.nn.Module) -> dict[str, str]:
@@ -117,7 +111,11 @@ def describe_optimization(optimizers: Iterable[Any], configs: Iterable[Any]) -> 
     """Return optimizers and schedulers as plain JSON; nothing that depends on the number of rows."""
     return {
         "optimizers": [
-            {"class": type(o).__qualname__, "defaults": _plain(o.defaults), "groups": list(map(_group, o.param_groups))}
+            {
+                "class": type(o).__qualname__,
+                "defaults": plain_of(o.defaults),
+                "groups": list(map(_group, o.param_groups)),
+            }
             for o in optimizers
         ],
         "schedulers": [
@@ -136,28 +134,24 @@ def describe_optimization(optimizers: Iterable[Any], configs: Iterable[Any]) -> 
 def _settings(scheduler: Any) -> dict[str, Any]:
     """Return the constructor's arguments that a scheduler kept; its counters belong to torch's version."""
     names = inspect.signature(type(scheduler)).parameters.keys() - {"optimizer", "last_epoch"}
-    return {name: _plain(vars(scheduler)[name]) for name in sorted(names) if name in vars(scheduler)}
+    return {name: plain_of(vars(scheduler)[name]) for name in sorted(names) if name in vars(scheduler)}
 
 
 def _group(group: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a parameter group; a scheduler may have set the first rate from the number of rows."""
     rate = group.get("initial_lr", group["lr"]) if "lr" in group else None
     rest = {name: value for name, value in group.items() if name not in ("params", "lr")}
-    return {"count": len(group["params"]), "rate": _plain(rate), **_plain(rest)}
+    return {"count": len(group["params"]), "rate": plain_of(rate), **plain_of(rest)}
 
 
 def sources(module: LightningModule, loader: DataLoader[Any]) -> dict[str, str]:
     """Return the source text of the user's classes and functions, "unknown" where there is none."""
     kinds = [base for part in module.modules() for base in type(part).__mro__]
     kinds += [base for dataset in datasets_of(loader.dataset) for base in type(dataset).__mro__]
-    found: dict[str, str] = {}
-    for kind in dict.fromkeys(kinds):
-        if not is_installed(kind):
-            name = kind.__qualname__ if kind.__qualname__ not in found else f"{kind.__module__}.{kind.__qualname__}"
-            found[name] = _source(kind)
-    collate = _code_of(loader.collate_fn)
+    found = sources_of(kinds)
+    collate = code_of(loader.collate_fn)
     if not is_installed(collate):
-        found["collate_fn"] = _source(collate)
+        found["collate_fn"] = source_of(collate)
     return found
 
 
@@ -202,21 +196,6 @@ def validation_digest(loaders: Any, namer: Namer) -> str:
     return chained("pybrush-meaning", *digests).hex()
 
 
-def is_installed(item: Any) -> bool:
-    """Whether a class or function comes from the standard library or an installed distribution."""
-    module = sys.modules.get(getattr(item, "__module__", ""), None)
-    file = getattr(module, "__file__", None)
-    if module is None or (file is None and module.__name__ != "__main__"):
-        return module is not None
-    return file is not None and is_installed_file(file)
-
-
-def is_installed_file(file: str) -> bool:
-    """Whether a file belongs to the standard library or an installed distribution."""
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return any(file.startswith(place) for place in places)
-
-
 def datasets_of(dataset: Any) -> list[Any]:
     """Return a data set and those it is cut or joined from."""
     if isinstance(dataset, Subset):
@@ -224,41 +203,3 @@ def datasets_of(dataset: Any) -> list[Any]:
     if isinstance(dataset, ConcatDataset):
         return [below for part in dataset.datasets for below in datasets_of(part)]
     return [dataset]
-
-
-def _code_of(function: Any) -> Any:
-    """Return the function below a partial, or the class of a callable object: what has a source text."""
-    while isinstance(function, partial):
-        function = function.func
-    return function if isinstance(function, (FunctionType, BuiltinFunctionType, MethodType)) else type(function)
-
-
-def _source(item: Any) -> str:
-    try:
-        return inspect.getsource(item)
-    except (OSError, TypeError):
-        return "unknown"
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; for a function its name, for other types the name of the type."""
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)  # a NaN would differ from itself
-    if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
-        return f"<{value.__qualname__}>"
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError):
-        return f"<{type(value).__qualname__}>"
-
-
-def _short(value: Any) -> Any:
-    """Return a plain value, or its digest where it is long: lists of rows or ids must not stay in the record."""
-    text = json.dumps(value)
-    return value if len(text) <= _LONGEST else f"<{chained('pybrush-meaning', text.encode()).hex()}>"

@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 
 from pybrush.errors import ConfigurationError
 from pybrush.record.plan import RecordPlan
+from pybrush.replaced import replaced
 from pybrush_lightning import _private
 from pybrush_lightning.around_fit import Given
 from pybrush_lightning.compiled import unwrapped
 from pybrush_lightning.limits import limits_restored
-from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
 from pybrush.plan.cost import epochs_per_slice
+from pybrush.replaced import replaced
 from pybrush_lightning import _private
-from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pybrush.learner import Horizon
+from pybrush.replaced import replaced
 from pybrush_lightning import _private
-from pybrush_lightning.replaced import replaced
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

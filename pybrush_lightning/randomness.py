@@ -1,14 +1,12 @@
-"""The global random generators: seeding them, and leaving them as they were."""
+"""The global random generators of torch, beside those of Python and NumPy."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
-import numpy as np
 import torch
+
+from pybrush.randomness import Randomness
 
 
 @cache
@@ -16,10 +14,7 @@ def _has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
-def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and torch from 64 bits; NumPy takes the low half."""
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 (user code draws from the global generator)
+def _seed(seed: int) -> None:
     if _has_accelerator():
         torch.manual_seed(seed)
     else:
@@ -27,16 +22,18 @@ def seed_all(seed: int) -> None:
         torch.default_generator.manual_seed(seed)
 
 
-@contextmanager
-def kept_randomness() -> Iterator[None]:
-    """Save the random generators of Python, NumPy and torch, CUDA included, and restore them at the end."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+def _read() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _write(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    cpu, cuda = state
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+RANDOMNESS = Randomness("torch", _seed, _read, _write)
+"""What user code in Lightning draws from, CUDA included."""
+
+seed_all, kept_randomness = RANDOMNESS.seed_all, RANDOMNESS.kept

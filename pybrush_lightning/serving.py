@@ -10,24 +10,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pybrush import forget as core
+from pybrush.asked import Asked
 from pybrush.build import Sources
 from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Learner
 from pybrush.method import ApproximateMethod, Terms
 from pybrush.record import Record
 from pybrush.record.plan import RecordPlan
+from pybrush.replaced import replaced
 from pybrush.result import UnlearnResult
 from pybrush.standing import check_auto
 from pybrush_lightning import _private, ranks
 from pybrush_lightning.aggregate import AggregateModule
 from pybrush_lightning.around_fit import Around, Given, Held, Job, loaders_of
-from pybrush_lightning.asked import Asked
 from pybrush_lightning.fingerprint import check_processes
 from pybrush_lightning.given import build_module, loaders, recorded_settings
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits
-from pybrush_lightning.replaced import replaced
-from pybrush_lightning.sample_ids import glimpse
+from pybrush_lightning.sample_ids import TorchRows, find_in, glimpse, roster_of
 from pybrush_lightning.sisa import SISA, Members
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.supported import check_training
@@ -148,7 +148,7 @@ def sources_of(record: Record, trainer: Trainer, sisa: SISA, learner: Learner, p
     """
     check_processes(record, trainer)
     core.check_fingerprint(record, sisa.wish(record.plan.epochs, plan), learner)
-    return Sources(learner, plan, sisa.naming.roster(plan.dataset, record.names))
+    return Sources(learner, plan, roster_of(sisa.naming, plan.dataset, record.names))
 
 
 def _checked(sisa: SISA, how: How) -> Record:
@@ -227,7 +227,9 @@ class _Request:
         """Compare fingerprints, name the rows, and let the core do the rest."""
         record, sisa = self.record, self.sisa
         sources = sources_of(record, self.trainer, sisa, learner, self.plan)
-        wish = asked.wish(sisa.naming, record.names, self.plan.dataset, sources.roster)
+        dataset = self.plan.dataset
+        rows, find = TorchRows(dataset), partial(find_in, dataset)
+        wish = asked.wish(sisa.naming, record.names, rows, sources.roster, find)
         before = record.constituents()
         try:
             result = core.unlearn(record, sources, wish, aggregate=lambda _: None, terms=how.terms, dry_run=how.dry_run)

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from pybrush import forget
 from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Horizon, Learner
+from pybrush.naming import IdSource, Naming
 from pybrush.plan.placement import positive
+from pybrush.preprocessing import noted, say_found
 from pybrush.record import Record
 from pybrush.record.create import PlanWish, check_encrypt
 from pybrush.record.secret import KeySource
@@ -43,11 +45,11 @@ from pybrush_lightning.around_fit import (
 )
 from pybrush_lightning.evaluation import Evaluation, held_shard
 from pybrush_lightning.fingerprint import check_processes, datasets_of
+from pybrush_lightning.kinds import KINDS, reading
 from pybrush_lightning.learner import LightningLearner
 from pybrush_lightning.limits import Limits, say_rows_are_recorded
-from pybrush_lightning.preprocessing import noted, say_found
 from pybrush_lightning.randomness import kept_randomness
-from pybrush_lightning.sample_ids import IdSource, Naming, glimpse
+from pybrush_lightning.sample_ids import glimpse, roster_of
 from pybrush_lightning.stage_data import LoaderPlan, loader_plan
 from pybrush_lightning.stage_loop import validation_kept_apart
 from pybrush_lightning.state import check_data_apart
@@ -369,7 +371,7 @@ class SISA(_private.CallbackBase):
             aggregate.check_first_target(plan.loader, self.space)
         before.write(trainer, module)  # the sanity check may have moved buffers
         self.given = given_to(module, source, validation)
-        wish = noted(self.wish(limits.epochs, plan), plan.loader, module, self.given.datamodule)
+        wish = noted(self.wish(limits.epochs, plan), reading(plan.loader), (module, self.given.datamodule), KINDS)
         held = ranks.together(trainer, learner, lambda leader: self._fit_record(trainer, leader, plan, wish))
         _private.set_progress(loop, limits.epochs, learner.counters.steps, 0)
         self.mark(learner, held)
@@ -380,7 +382,7 @@ class SISA(_private.CallbackBase):
             say_found(wish)
         else:
             check_processes(recorded, trainer)
-        fitted = forget.fit(self.record, wish, learner, plan, lambda namer: self.naming.roster(plan.dataset, namer))
+        fitted = forget.fit(self.record, wish, learner, plan, lambda namer: roster_of(self.naming, plan.dataset, namer))
         return Held.of(fitted.record)
 
     def _close(self) -> None:

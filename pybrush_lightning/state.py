@@ -14,15 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule
 
+from pybrush.attributes import check_no_data, opaque_digests, plain_attributes, write_attributes
 from pybrush.errors import FingerprintError, UnsupportedError
 from pybrush_lightning import _private
-from pybrush_lightning.attributes import (
-    check_no_data,
-    known_parts,
-    opaque_digests,
-    plain_attributes,
-    write_attributes,
-)
+from pybrush_lightning.attributes import known_parts
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -142,7 +137,7 @@ def opaque(trainer: Trainer, module: LightningModule) -> dict[str, str]:
 
 
 def check_data_apart(trainer: Trainer, module: LightningModule, datasets: list[Any]) -> None:
-    """Refuse a module or callback that holds the training data itself (see `attributes.check_no_data`)."""
+    """Refuse a module or callback that holds the training data itself (see `check_no_data`)."""
     check_no_data([*_parts(module), *stateful_callbacks(trainer)], known_parts(module), datasets)
 
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 
-from pybrush.errors import ConfigurationError, UnsupportedError
+from pybrush.asked import Asked, check_unused
+from pybrush.errors import UnsupportedError
 from pybrush.method import ApproximateMethod, terms_of
-from pybrush.record.artefacts import check_purge
 from pybrush.result import UnlearnResult
 from pybrush_lightning import _private, checkpoints, ranks
 from pybrush_lightning.around_fit import Given
-from pybrush_lightning.asked import Asked
 from pybrush_lightning.given import completed
 from pybrush_lightning.randomness import kept_randomness
 from pybrush_lightning.resume import look_in_stages
@@ -93,33 +92,21 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
         FingerprintError: where module or settings are not those of the record.
         PyBrushError: see `pybrush.errors`; the user's objects are as before.
     """
-    _check_unused(
+    check_unused(
         retain=retain is not None, audit=audit is not None,
         accept_changes=bool(accept_changes), rebuild_all=rebuild_all,
     )  # fmt: skip
     how = How(method, terms_of(method, guarantee), dry_run)
-    check_purge(purge)
-    if duplicates not in ("report", "forget"):
-        raise ConfigurationError(f"duplicates must be 'report' or 'forget'; got {duplicates!r}.")
+    asked = Asked(forget, ids, rows, subjects, missing, duplicates, before, queued, purge)
     if _private.is_trial_run(trainer):
         raise UnsupportedError(
             "fast_dev_run and overfit_batches never touch a record; unlearn with a Trainer without them."
         )
     sisa = sisa_of(trainer)
     given = completed(Given(model, train_dataloaders, val_dataloaders, datamodule), sisa.given)
-    asked = Asked(forget, ids, rows, subjects, missing, duplicates, before, queued, purge)
     serve = serve_on_ranks if ranks.is_many(trainer) else serve_here
     with kept_randomness():
         return serve(trainer, sisa, given, asked, how)
-
-
-def _check_unused(**given: bool) -> None:
-    named = [name for name, is_set in given.items() if is_set]
-    if named:
-        raise UnsupportedError(
-            f"{', '.join(f'{name}=' for name in named)}: this version does not have it. Leave it out; exact requests "
-            "delete the checkpoints of the stages that they replace and need no retain set."
-        )
 
 
 _unlearn_of = unlearn

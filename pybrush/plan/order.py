@@ -99,6 +99,18 @@ class ReleaseSeeds:
         return word(b"release", where, purpose.encode("utf-8"))
 
 
+def batch_order(count: int, seed: int) -> Positions:
+    """Return the order in which an epoch takes batches whose rows stay together, shape (count,).
+
+    Args:
+        count: number of batches.
+        seed: 64 bits.
+    """
+    with np.errstate(over="ignore"):
+        keys = mix(np.uint64(seed) + np.arange(count, dtype=np.uint64) * _GOLDEN)
+    return np.argsort(keys, kind="stable")
+
+
 def batch_sizes(rows: int, batch_size: int, drop_last: bool) -> list[int]:
     """Return the sizes of the batches of one epoch.
 

@@ -9,7 +9,7 @@ import pytest
 
 from pybrush.content import encode
 from pybrush.errors import ConfigurationError, UnsupportedError
-from pybrush_keras import _private
+from pybrush_keras import _private_tf
 from pybrush_keras.rows import rows_of
 
 tf = pytest.importorskip("tensorflow")
@@ -432,7 +432,7 @@ def test_shuffle_of_fit_is_not_asked():
 
 
 def test_tensorflow_is_not_asked_about_arrays(monkeypatch):
-    monkeypatch.setattr(_private, "tensorflow", None)
+    monkeypatch.setattr(_private_tf, "tensorflow", None)
     rows = rows_of(X, Y)
     assert len(rows) == N and rows.batch([1])[1].tolist() == [1]
     rows[0]

@@ -14,10 +14,11 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from pybrush.attributes import plain_attributes
 from pybrush.errors import ConfigurationError
 from pybrush.record import Record
 from pybrush_lightning.aggregate import AggregateModule, Constituent, tensors_of
-from pybrush_lightning.attributes import known_parts, plain_attributes
+from pybrush_lightning.attributes import known_parts
 from pybrush_lightning.models import MLP, SmallCNN
 from tests.lightning.models import Body, Net, OtherNet, Rows
 from tests.lightning.test_spaces import TESTED, outputs

@@ -192,7 +192,7 @@ def test_what_an_error_left_is_taken_out_again(record, tmp_path, monkeypatch):
         path.write_bytes(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pybrush_lightning.export.write_new", full)
+        patch.setattr("pybrush.record.exported.write_new", full)
         with pytest.raises(OSError, match="full"):
             record.export(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Subset
 
 from pybrush.errors import ForgetError, IdError
 from pybrush.names import Namer
+from pybrush.naming import Naming
 from pybrush.record import Record
-from pybrush_lightning.sample_ids import Naming
+from pybrush_lightning.sample_ids import roster_of
 from tests.lightning.models import Rows, Table
 from tests.lightning.test_bitwise import assert_as_if_never_seen, assert_same_record
 from tests.lightning.twin import CASES, KEY, answers, data_for, module_for, trainer_for
@@ -124,17 +125,17 @@ def test_dates_come_from_a_column_a_sequence_or_a_callable_in_any_form(form):
     for times in ("when", days, lambda data: data.when):
         table.when = days
         naming = Naming(ids="names", times=times)
-        roster = naming.roster(table, Namer(KEY))
+        roster = roster_of(naming, table, Namer(KEY))
         assert roster.days_of(roster.names, 0).tolist() == expected
     part = Subset(table, [7, 3])
     part.names = [NAMES[7], NAMES[3]]
-    roster = Naming(ids="names", times="when").roster(part, Namer(KEY))
+    roster = roster_of(Naming(ids="names", times="when"), part, Namer(KEY))
     assert roster.days_of(roster.names, 0).tolist() == [20007, 20003]
 
 
 def test_another_number_of_dates_than_rows_is_refused():
     with pytest.raises(IdError, match="one entry for each of the 44 rows; got 3"):
-        Naming(ids="names", times=["2026-01-01"] * 3).roster(Table(), Namer(KEY))
+        roster_of(Naming(ids="names", times=["2026-01-01"] * 3), Table(), Namer(KEY))
 
 
 def test_no_bit_depends_on_the_dates(tmp_path):
