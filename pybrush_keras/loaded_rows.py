@@ -99,4 +99,7 @@ def _listed(entries: Any) -> Any:
 
 
 def _as_leaf(value: Any) -> Any:
-    return np.asarray(value) if isinstance(value, (bool, int, float, str, bytes)) else as_array(value)
+    if isinstance(value, (str, bytes)):
+        # NumPy's own types of text cut zeros at the end off.
+        return np.array(value, dtype=object)
+    return np.asarray(value) if isinstance(value, (bool, int, float)) else as_array(value)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybrush.errors import ConfigurationError
-from pybrush_keras.array_rows import ArrayRows
+from pybrush_keras.array_rows import ArrayRows, check_batches
 from pybrush_keras.loaded_rows import LoadedRows
 
 _COLUMNS = ("ids", "subjects", "times")
@@ -48,7 +48,7 @@ class Source(keras.utils.PyDataset):
         rows: the rows one by one, `pybrush_keras.rows.KerasRows`.
 
     Raises:
-        ConfigurationError: where something has not one entry for each row, or there are no rows.
+        ConfigurationError: where something has not one entry for each row, there are no rows, or a setting is wrong.
         UnsupportedError: for arrays that Keras does not take.
 
     Example:
@@ -71,6 +71,7 @@ class Source(keras.utils.PyDataset):
         shuffle: bool | str = True,
     ) -> None:
         super().__init__()
+        check_batches(batch_size, shuffle)
         held = ArrayRows(x, y, sample_weight) if load is None else LoadedRows(x, y, sample_weight, load)
         columns = dict(zip(_COLUMNS, (ids, subjects, times), strict=True))
         self.batch_size, self.shuffle = batch_size, shuffle

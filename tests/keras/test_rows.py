@@ -35,6 +35,7 @@ def cases():
         "a dictionary": ({"left": x, "right": y}, {"out": y, "more": x}),
         "tuples in a dictionary": ({"pair": (x, y), "one": w}, y),
         "one weight for two targets": (x, {"a": y, "b": y}, w),
+        "a weight in a column": (x, (y, y), w[:, None]),
         "a weight for each of two targets": (x, (y, y), (w, w)),
         "a target that is not used": (x, {"a": y, "b": None}),
         "a table": (table, table["b"]),
@@ -230,6 +231,30 @@ class TestForgetSets:
 def test_arrays_without_one_row_each_are_refused(arguments, words):
     with pytest.raises(ConfigurationError, match=words):
         rows_of(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("y", "weights", "words"),
+    [
+        ({"a": numbers(4), "b": numbers(4)}, numbers(4, 2), r"one weight for each row; got shape \(4, 2\)"),
+        ({"a": numbers(4), "b": numbers(4)}, {"a": numbers(4)}, "have the structure of y"),
+        ((numbers(4), numbers(4)), (numbers(4), (numbers(4),)), "have the structure of y"),
+    ],
+    ids=str,
+)
+def test_weights_that_keras_refuses_are_refused(y, weights, words):
+    with pytest.raises(ConfigurationError, match=words):
+        rows_of(numbers(4), y, weights)
+    with pytest.raises(ValueError, match=r"sample_weight|samples"):
+        get_data_adapter(numbers(4), y, weights)
+
+
+def test_settings_that_keras_does_not_have_are_refused():
+    for arguments in ({"batch_size": 0}, {"batch_size": 1.5}):
+        with pytest.raises(ConfigurationError, match="batch_size must be a whole number"):
+            rows_of(numbers(4), **arguments)
+    with pytest.raises(ConfigurationError, match="shuffle must be True, False or 'batch'; got 'rows'"):
+        rows_of(numbers(4), shuffle="rows")
 
 
 @pytest.mark.parametrize("share", [0.999999999, 1e-18, 1.0, 1.5, -0.2])

@@ -92,6 +92,14 @@ def test_structures_of_arrays_may_be_loaded():
     assert (x["row"] == X[[3, 1]]).all() and x["pair"][0].tolist() == [3, 1] and x["pair"][1].dtype == "float32"
 
 
+def test_loaded_text_is_kept_to_its_last_character():
+    rows = rows_of(Source([0, 1], load=lambda entry: (b"zero\0", "one\0")))
+    assert rows[1] == ((b"zero\0", "one\0"),)
+    if keras.config.backend() == "tensorflow":
+        (found,) = rows.batch([0, 1])
+        assert [part.numpy().tolist() for part in found] == [[b"zero\0"] * 2, [b"one\0"] * 2]
+
+
 def test_nested_targets_keep_their_weights_together():
     rows = rows_of(Source(list(range(N)), {"a": Y, "b": Y}, sample_weight=W, load=lambda entry: X[entry]))
     _, y, w = rows.batch([4])
@@ -249,6 +257,14 @@ def test_what_has_not_one_entry_a_row_is_refused(arguments, words):
     for more in ({}, {"load": lambda row: row}):
         with pytest.raises(ConfigurationError, match=words):
             Source(X, **arguments, **more)
+
+
+def test_settings_that_keras_does_not_have_are_refused():
+    for size in (0, -3, 2.5, True, None, "32"):
+        with pytest.raises(ConfigurationError, match="batch_size must be a whole number of rows, at least 1"):
+            Source(X, batch_size=size)
+    with pytest.raises(ConfigurationError, match="shuffle must be True, False or 'batch'; got 'rows'"):
+        Source(X, shuffle="rows")
 
 
 def test_a_source_without_rows_is_refused():
