@@ -232,10 +232,10 @@ def test_rows_are_looked_at_from_the_first_to_the_last_each_once(length):
     assert (places[0], places[-1]) == (0, length - 1)
 
 
-def test_rows_that_are_drawn_anew_cannot_be_named_by_content():
+def test_rows_that_are_drawn_anew_cannot_be_named_by_content_and_the_adapter_says_what_to_do():
     check_fixed(Rows(), plain, RANDOMNESS, "Pass ids=.")
     before = random_state()
-    with pytest.raises(ContentError, match=r"32 of 32 samples differ .*content='off'"):
+    with pytest.raises(ContentError, match=r"^32 of 32 samples differ .* by content\. Pass ids=\.$"):
         check_fixed(Rows(jitter), plain, RANDOMNESS, "Pass ids=.")
     assert random_state() == before
 
