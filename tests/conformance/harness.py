@@ -10,14 +10,16 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from pybrush.names import Namer
 from pybrush.record import Record
+from pybrush.request import Roster
 from pybrush.result import UnlearnResult
 from tests.core import format_reader
 
@@ -180,10 +182,6 @@ class Switch:
 
 SWITCH = Switch()
 
-PASSED: list[str] = []
-"""Places that training passed, where `counting` is on."""
-
-
 class Training(Protocol):
     """Model, SISA callback and rows of one process.
 
@@ -202,6 +200,9 @@ class Training(Protocol):
 
     def unlearn(self, **asked: Any) -> UnlearnResult:
         """Ask for what is to be forgotten; a training that fitted nothing passes model and data."""
+
+    def roster(self, namer: Namer) -> Roster:
+        """Return the names of the rows."""
 
     def part(self, start: int, stop: int) -> Any:
         """Return some rows as the framework's own data, made of the same object."""
@@ -236,31 +237,6 @@ def load(adapter: str) -> Framework:
     """Return the framework's side of the suite."""
     framework: Framework = importlib.import_module(ADAPTERS[adapter]).FRAMEWORK
     return framework
-
-
-@dataclass
-class Fitted:
-    """A fitted training with its folder."""
-
-    folder: Path
-    training: Any
-    framework: Any
-    setup: Setup
-    results: list[UnlearnResult] = field(default_factory=list)
-
-    @property
-    def record(self) -> Path:
-        """The record's folder."""
-        return self.folder / "record"
-
-    def opened(self):
-        """Open the record for a with statement."""
-        return closing(Record.open(self.record, self.setup.key))
-
-    def answers(self) -> np.ndarray:
-        """Return what all constituents together answer."""
-        with self.opened() as record:
-            return self.framework.predict(record.aggregate(self.training.model), INPUTS)
 
 
 # What is compared
@@ -318,3 +294,15 @@ def assert_same_constituents(framework: Framework, one: Path, other: Path) -> No
         first, second = framework.constituents(a), framework.constituents(b)
     assert first.keys() == second.keys() and len(first) > 0
     assert all(same_bits(first[shard], second[shard]) for shard in first)
+
+
+def names_of(folder: Path) -> set[bytes]:
+    """Return the pseudonyms that a record holds."""
+    with opened(folder) as record:
+        return {name.tobytes() for name in record.samples().names}
+
+
+def in_cell(shard: int, slice_: int, shards: int = 2, slices: int = 2) -> list[int]:
+    """Return the rows whose ids lie in a cell, as docs/record_format.md places them."""
+    names = [format_reader.pseudonym(KEY, name) for name in table().ids]
+    return [row for row, name in enumerate(names) if format_reader.cell(name, shards, slices) == (shard, slice_)]

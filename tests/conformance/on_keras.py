@@ -8,6 +8,7 @@ import numpy as np
 
 from pybrush.record import Record
 from pybrush_keras import SISA
+from pybrush_keras.rows import rows_of
 from tests.conformance.harness import CLASSES, FEATURES, HIDDEN, SWITCH, Setup, Table, initial_weights, table
 
 SEEN = []
@@ -94,6 +95,9 @@ class KerasTraining:
     def unlearn(self, **asked):
         given = {} if self.fitted else {"model": self.model, "x": self.x, "y": self.y, **self.arguments()}
         return self.sisa.unlearn(**asked, **given)
+
+    def roster(self, namer):
+        return self.sisa.roster(rows_of(self.x, self.y), namer)
 
     def part(self, start, stop):
         return self.x[start:stop], self.y[start:stop]

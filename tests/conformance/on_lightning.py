@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pybrush.record import Record
 from pybrush_lightning import SISA
+from pybrush_lightning._private import INTERNAL_ATTRIBUTES
+from pybrush_lightning.sample_ids import roster_of
 from tests.conformance.harness import CLASSES, FEATURES, HIDDEN, SWITCH, Setup, Table, initial_weights, table
 
 SEEN = []
@@ -127,6 +129,9 @@ class LightningTraining:
         given = {} if self.fitted else {"model": self.model, **self.loaders()}
         return self.trainer.unlearn(**asked, **given)
 
+    def roster(self, namer):
+        return roster_of(self.sisa.naming, self.dataset, namer)
+
     def part(self, start, stop):
         return Subset(self.dataset, range(start, stop))
 
@@ -136,7 +141,7 @@ class LightningTraining:
         return {
             "weights": [array.tobytes() for array in FRAMEWORK.weights(module)],
             "optimizers": [repr(optimizer.state_dict()) for optimizer in trainer.optimizers],
-            "module": (sorted(vars(module).keys() - {"_trainer", "_current_fx_name"}), module.training),
+            "module": (sorted(vars(module).keys() - INTERNAL_ATTRIBUTES), module.training),
             "callbacks": [(type(each).__name__, repr(each.state_dict())) for each in trainer.callbacks],
             "progress": (trainer.current_epoch, trainer.global_step, trainer.max_epochs, trainer.should_stop),
             "random": random_state,
