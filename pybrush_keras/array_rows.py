@@ -74,7 +74,7 @@ class ArrayRows:
         if not 0 <= position < self._length:
             raise IndexError(f"there are {self._length} rows; got position {position}.")
         row: tuple[Any, ...] = tree.map_structure(
-            lambda leaf: leaf if leaf is None else _value(leaf[position]), self.raw
+            lambda leaf: leaf if leaf is None else raw_value(leaf[position]), self.raw
         )
         return row
 
@@ -193,6 +193,13 @@ def as_batch(arrays: Any) -> tuple[Any, ...]:
     return batch
 
 
+def raw_value(entry: Any) -> Any:
+    """Return an entry of an array as a raw sample has it: text as str and bytes, or lists of these."""
+    if isinstance(entry, (np.str_, np.bytes_)):
+        return entry.item()
+    return entry.tolist() if isinstance(entry, np.ndarray) and entry.dtype.kind in "OSU" else entry
+
+
 def _check_dense(leaf: Any) -> None:
     kind = type(leaf)
     sparse = kind.__module__.startswith(("scipy.sparse", "jax.experimental.sparse")) or getattr(
@@ -232,13 +239,6 @@ def _as_fed(given: Any, raw: NDArray[Any] | None) -> NDArray[Any] | None:
 
 def _is_other_float(dtype: str, floats: str) -> bool:
     return dtype.startswith(("float", "bfloat")) and dtype != floats
-
-
-def _value(entry: Any) -> Any:
-    """Return an entry of an array as a raw sample has it: text as str and bytes, or lists of these."""
-    if isinstance(entry, (np.str_, np.bytes_)):
-        return entry.item()
-    return entry.tolist() if isinstance(entry, np.ndarray) and entry.dtype.kind in "OSU" else entry
 
 
 def _text_as_tensor(leaf: Any) -> Any:

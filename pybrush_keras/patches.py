@@ -79,7 +79,7 @@ def in_stage(model: Any, mark: Mark) -> Iterator[None]:
         _in_stage.pop(model, None)
 
 
-def attach(kind: type) -> None:
+def attach(kind: Any) -> None:
     """Wrap the methods of `keras.Model`, once.
 
     Args:
@@ -94,7 +94,7 @@ def attach(kind: type) -> None:
         setattr(keras.Model, name, _announcing(getattr(keras.Model, name)))
 
 
-def _wrapped_fit(kind: type) -> Callable[..., Any]:
+def _wrapped_fit(kind: Any) -> Callable[..., Any]:
     parameters = signature(_fit)
 
     @wraps(_fit)
@@ -113,7 +113,7 @@ def _wrapped_fit(kind: type) -> Callable[..., Any]:
     return fit
 
 
-def _has(kind: type, callbacks: Any) -> bool:
+def _has(kind: Any, callbacks: Any) -> bool:
     """Whether callbacks as a user passes them, in whatever form, hold one of a kind."""
     inside = getattr(callbacks, "callbacks", callbacks)
     found = inside if isinstance(inside, (list, tuple)) else [inside]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pybrush.errors import UnsupportedError
 from pybrush_keras.array_rows import ArrayRows
+from pybrush_keras.tf_data import PipelineRows
 
 _DEFAULT_BATCH_SIZE = 32  # Keras' own
 
@@ -90,6 +91,9 @@ def rows_of(
     for refused, remedy in _REFUSED.items():
         if refused in kinds:
             raise _refusal(x, remedy)
+    if ("tensorflow", "DatasetV2") in kinds:
+        _check_complete(x, y, sample_weight, batch_size, validation_split)
+        return PipelineRows(x)
     if isinstance(x, keras.utils.PyDataset):
         raise _refusal(x, _AS_SOURCE)
     if x is None or isinstance(x, (str, bytes, Iterator)) or callable(x):
@@ -119,6 +123,15 @@ _REFUSED = {
     ("tensorflow", "DistributedDatasetsFromFunction"): "Train on one device, with a tf.data pipeline.",
 }
 """Top package and class -> what to do. By name, because none of these packages need be installed."""
+
+
+def _check_complete(x: Any, y: Any, sample_weight: Any, batch_size: int | None, validation_split: float) -> None:
+    """Refuse what belongs inside a data set rather than beside it."""
+    beside = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size, "validation_split": validation_split}
+    for name, value in beside.items():
+        if value is not None and (name != "validation_split" or value):
+            remedy = "Pass validation_data=." if name == "validation_split" else f"Leave out {name}=: x has its own."
+            raise UnsupportedError(f"{name} works with arrays alone; x is a {type(x).__name__}. {remedy}")
 
 
 def _kinds(x: Any) -> set[tuple[str, str]]:

@@ -233,10 +233,10 @@ def test_rows_are_looked_at_from_the_first_to_the_last_each_once(length):
 
 
 def test_rows_that_are_drawn_anew_cannot_be_named_by_content():
-    check_fixed(Rows(), plain, RANDOMNESS)
+    check_fixed(Rows(), plain, RANDOMNESS, "Pass ids=.")
     before = random_state()
     with pytest.raises(ContentError, match=r"32 of 32 samples differ .*content='off'"):
-        check_fixed(Rows(jitter), plain, RANDOMNESS)
+        check_fixed(Rows(jitter), plain, RANDOMNESS, "Pass ids=.")
     assert random_state() == before
 
 
