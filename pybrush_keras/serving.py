@@ -105,7 +105,7 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
     terms = terms_of(method, guarantee)
     asked = Asked(forget, ids, rows, subjects, missing, duplicates, before, queued, purge)
     data = {"y": y, "sample_weight": sample_weight, "validation_data": validation_data, "callbacks": callbacks}
-    now = Given(model, _arguments(self, x, data, validation_split, verbose))
+    now = Given(model, arguments_of(self, x, data, validation_split, verbose))
     request = _Request(self, completed(now, self.given), method, terms, dry_run)
     with kept_randomness():
         return request.serve(asked)
@@ -194,7 +194,7 @@ def _pair(forget: Any) -> tuple[Any, Any]:
     return forget if isinstance(forget, tuple) and len(forget) == 2 else (forget, None)
 
 
-def _arguments(sisa: SISA, x: Any, data: dict[str, Any], validation_split: float, verbose: Any) -> FitArguments | None:
+def arguments_of(sisa: SISA, x: Any, data: dict[str, Any], validation_split: float, verbose: Any) -> FitArguments | None:
     """Return what the caller passed of the arguments of fit, None without data."""
     callbacks = tuple(callback for callback in listed(data.pop("callbacks")) if callback is not sisa)
     if x is not None:
