@@ -13,6 +13,7 @@ from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.random import seed_generator
 from keras.src.saving import saving_lib, serialization_lib
+from keras.src.utils import io_utils
 from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
 from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedSet
 
@@ -59,6 +60,11 @@ def schedule_of(optimizer: Any) -> Any:
 def trained_by(optimizer: Any) -> list[Any]:
     """Return the variables that an optimizer was built for."""
     return list(optimizer._trainable_variables)
+
+
+def show(line: str) -> None:
+    """Write a line where Keras' progress bar writes."""
+    io_utils.print_msg(line)
 
 
 # Attributes

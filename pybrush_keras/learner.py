@@ -20,6 +20,7 @@ from pybrush_keras import _private, fingerprint, patches, state
 from pybrush_keras.arguments import FitArguments, Settings
 from pybrush_keras.attributes import KNOWN, REMEDY, own_layers
 from pybrush_keras.kinds import KINDS
+from pybrush_keras.progress import bar
 from pybrush_keras.randomness import RANDOMNESS, seed_all, seed_layers
 from pybrush_keras.rows import KerasRows
 from pybrush_keras.stage_callback import StageCallback
@@ -91,7 +92,7 @@ class KerasLearner:
                 epochs=horizon.epochs_before + horizon.epochs,
                 initial_epoch=horizon.epochs_before,
                 verbose=self.arguments.verbose,
-                callbacks=[watch, *callbacks],
+                callbacks=[watch, *callbacks, *bar(callbacks, self.arguments.verbose, horizon)],
                 class_weight=self.settings.class_weight,
                 shuffle=False,
                 **self.arguments.validation(self.rows),

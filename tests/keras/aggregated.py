@@ -190,9 +190,7 @@ CASES = {
     "own layer": Case(
         lambda: keras.Sequential([keras.Input((4,)), Block(5), layers.Dense(CLASSES)]), custom={"Block": Block}
     ),
-    "subclassed": Case(
-        lambda: called(Subclassed(6), inputs()), custom={"Subclassed": Subclassed, "Block": Block}
-    ),
+    "subclassed": Case(lambda: called(Subclassed(6), inputs()), custom={"Subclassed": Subclassed, "Block": Block}),
     "silent": Case(lambda: called(Silent(), inputs()), custom={"Silent": Silent}),
     "of dictionaries": Case(
         lambda: called(OfDictionaries(), PAIR), PAIR, {"OfDictionaries": OfDictionaries}, needs_example=True
