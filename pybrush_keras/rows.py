@@ -14,22 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybrush.errors import UnsupportedError
+from pybrush.naming import Rows
 from pybrush_keras.array_rows import ArrayRows
+from pybrush_keras.source import Source
 from pybrush_keras.tf_data import PipelineRows
 
 _DEFAULT_BATCH_SIZE = 32  # Keras' own
 
 
-class KerasRows(Protocol):
+class KerasRows(Rows, Protocol):
     """The rows of a Keras training set.
 
     `len(rows)` counts them, `rows[position]` is the raw sample there: (x,), (x, y) or (x, y, sample_weight)
     of NumPy values, a single number a 0-d value of its dtype.
     """
-
-    @property
-    def source(self) -> Any:
-        """The user's own object, which a callable `ids=` is handed."""
 
     @property
     def batch_size(self) -> int:
@@ -51,9 +49,8 @@ class KerasRows(Protocol):
     def validation(self) -> tuple[Any, Any, Any] | None:
         """What `validation_data=` takes of the rows that `validation_split` took; None where it took none."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> tuple[Any, ...]: ...
+    def __getitem__(self, position: int, /) -> tuple[Any, ...]:
+        """Return the raw sample at a position."""
 
     def batch(self, positions: Sequence[int] | NDArray[np.int64]) -> tuple[Any, ...]:
         """Return the rows at some positions as the batch that Keras would train on, in their order."""
@@ -94,6 +91,9 @@ def rows_of(
     if ("tensorflow", "DatasetV2") in kinds:
         _check_complete(x, y, sample_weight, batch_size, validation_split)
         return PipelineRows(x)
+    if isinstance(x, Source):
+        _check_complete(x, y, sample_weight, batch_size, validation_split)
+        return x.rows.shuffled_as(shuffle)
     if isinstance(x, keras.utils.PyDataset):
         raise _refusal(x, _AS_SOURCE)
     if x is None or isinstance(x, (str, bytes, Iterator)) or callable(x):
