@@ -6,9 +6,10 @@ Importing this package wraps `keras.Model.fit` once; a fit without a SISA callba
 """
 
 from pybrush_keras.patches import attach
+from pybrush_keras.replay import replay
 from pybrush_keras.sisa import SISA
 from pybrush_keras.unlearn import unlearn
 
 attach(SISA)
 
-__all__ = ["SISA", "unlearn"]
+__all__ = ["SISA", "replay", "unlearn"]
