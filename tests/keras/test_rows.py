@@ -187,6 +187,11 @@ class TestForgetSets:
         )
         assert self.where(self.x[2:5].view("int32")) is None
 
+    def test_rows_in_another_layout_are_not(self):
+        images = numbers(N, 2, 2)
+        assert self.where(images.transpose(0, 2, 1)[2:4], rows=rows_of(images)) is None
+        assert self.where(images[2:4], rows=rows_of(images)) == [2, 3]
+
     def test_views_from_before_the_rows_are_not(self):
         rows = rows_of(self.x[3:], self.y[3:])
         assert self.where(self.x[2:5], self.y[2:5], rows=rows) is None
