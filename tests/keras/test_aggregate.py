@@ -247,7 +247,6 @@ def test_a_saved_aggregate_is_loaded_by_keras(name, tmp_path):
     assert np.array_equal(loaded.predict(case.x, verbose=0), expected)
     aggregate.save_weights(tmp_path / "model.weights.h5")
     other = aggregate_model(model, constituents_for(model, (7, 8, 9)), "logits", "mean", case.example)
-    assert not np.array_equal(other.predict(case.x, verbose=0), expected)
     other.load_weights(tmp_path / "model.weights.h5")
     assert np.array_equal(other.predict(case.x, verbose=0), expected)
 
