@@ -37,7 +37,7 @@ class Kinds:
         generators: class -> takes a generator of random numbers, and returns its state.
         seeded: the framework's global generators, which are seeded for every stage.
         preparing: installed ones whose objects may prepare rows, such as data sets.
-        closed: those whose objects are not looked into, such as trainers; tensors never are.
+        closed: those whose objects are not looked into, such as what runs a training; tensors never are.
         is_fitted: whether an object has learned from rows in the framework's own way.
     """
 
@@ -94,9 +94,8 @@ def _below(place: str, value: Any, kinds: Kinds) -> Iterator[Place]:
         items = list(value.values() if isinstance(value, dict) else value) if len(value) <= MANY else []
         yield from ((f"{place}[...]", item) for item in items)
     elif isinstance(value, FunctionType):
-        yield from (
-            (f"{name} of {value.__qualname__}", held) for name, held in [*variables(value), *attributes_of(value)]
-        )
+        read = [*variables(value), *attributes_of(value)]
+        yield from ((f"{name} of {value.__qualname__}", held) for name, held in read)
     elif isinstance(value, MethodType):
         yield from ((place, value.__self__), (place, value.__func__))
     elif isinstance(value, partial):
