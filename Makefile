@@ -34,7 +34,7 @@ test: setup
 	@BIN=$(BIN) .ci/check tests
 
 test-long: setup
-	$(BIN)/python -m pytest -m long --timeout=3600 tests
+	@BIN=$(BIN) .ci/check long
 
 # Every fault at every instant, and more seeds; `make check` runs a sample of it.
 faults: setup

@@ -36,8 +36,14 @@ def spread(length: int) -> list[int]:
     return places
 
 
-def check_fixed(dataset: Any, reader: Reader, randomness: Randomness) -> None:
+def check_fixed(dataset: Any, reader: Reader, randomness: Randomness, remedy: str) -> None:
     """Refuse a data set whose rows differ when they are read again, whatever the reason.
+
+    Args:
+        dataset: the data set.
+        reader: how its rows are read.
+        randomness: the global generators.
+        remedy: a sentence that says what to do.
 
     Raises:
         ContentError: naming what to pass instead.
@@ -47,7 +53,7 @@ def check_fixed(dataset: Any, reader: Reader, randomness: Randomness) -> None:
     if changed:
         raise ContentError(
             f"{changed} of {len(first)} samples differ when they are read again (augmentation?), so rows cannot be "
-            "named or compared by content. Pass ids= and content='off', or content_of=, to SISA."
+            f"named or compared by content. {remedy}"
         )
 
 

@@ -1,9 +1,9 @@
-"""Every private name of Keras and its backends that PyBrush uses; each has a canary test (tests/keras/test_private.py)."""
+"""Every private name of Keras and its backends that PyBrush uses; tests/keras/test_private.py watches each."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,7 +13,9 @@ from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.random import seed_generator
 from keras.src.saving import saving_lib, serialization_lib
+from keras.src.utils import io_utils
 from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
+from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedSet
 
 # Building
 
@@ -60,6 +62,36 @@ def trained_by(optimizer: Any) -> list[Any]:
     return list(optimizer._trainable_variables)
 
 
+def show(line: str) -> None:
+    """Write a line where Keras' progress bar writes."""
+    io_utils.print_msg(line)
+
+
+# Attributes
+
+
+@cache
+def callback_attributes() -> frozenset[str]:
+    """Return the names of attributes that Keras itself sets on callbacks."""
+    return frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
+
+
+def untracked(value: Any) -> Any:
+    """Return Keras' own lists, dictionaries and sets as plain ones, to any depth."""
+    if isinstance(value, dict):
+        kind = dict if isinstance(value, TrackedDict) else None
+        return kind({k: untracked(v) for k, v in value.items()}) if kind else value
+    if isinstance(value, (TrackedList, TrackedSet)):
+        items = [untracked(item) for item in value]
+        return set(items) if isinstance(value, TrackedSet) else items
+    return value
+
+
+def was_adapted(layer: Any) -> bool:
+    """Whether a preprocessing layer learned from rows by `adapt`."""
+    return hasattr(type(layer), "adapt") and getattr(layer, "input_mean", None) is None
+
+
 # Randomness
 
 
@@ -89,41 +121,54 @@ def seed_backend(seed: int) -> None:
         importlib.import_module("torch").manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
 
 
-@contextmanager
-def kept_backend_randomness() -> Iterator[None]:
-    """Save the generators of the active backend, and restore them at the end."""
-    keep = {"tensorflow": _kept_tensorflow, "torch": _kept_torch}.get(keras.backend.backend())
-    if keep is None:
-        yield
-        return
-    with keep():
-        yield
+def backend_randomness() -> Any:
+    """Return the state of the active backend's global generators."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        context = importlib.import_module("tensorflow.python.eager.context").context()
+        rng = getattr(context, "_rng", None)
+        return context._seed, None if rng is None else rng.getstate()
+    if name == "torch":
+        torch = importlib.import_module("torch")
+        return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return None
 
 
-@contextmanager
-def _kept_tensorflow() -> Iterator[None]:
-    context = importlib.import_module("tensorflow.python.eager.context").context()
-    seed, rng = context._seed, getattr(context, "_rng", None)
-    state = None if rng is None else rng.getstate()
-    try:
-        yield
-    finally:
-        context._set_global_seed(seed)
-        if state is not None:
-            context._rng.setstate(state)
+def restore_backend_randomness(state: Any) -> None:
+    """Put the active backend's global generators into a state that `backend_randomness` returned."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        context = importlib.import_module("tensorflow.python.eager.context").context()
+        context._set_global_seed(state[0])
+        if state[1] is not None:
+            context._rng.setstate(state[1])
+    elif name == "torch":
+        torch = importlib.import_module("torch")
+        torch.set_rng_state(state[0])
+        if state[1]:
+            torch.cuda.set_rng_state_all(state[1])
 
 
-@contextmanager
-def _kept_torch() -> Iterator[None]:
-    torch = importlib.import_module("torch")
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+def backend_tensors() -> dict[type, Callable[[Any], str]]:
+    """Return the active backend's classes of tensors, each with what tells that one has changed."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        tensorflow = importlib.import_module("tensorflow")
+        # Tensors never change; variables do.
+        return {tensorflow.Variable: lambda v: v.numpy().tobytes().hex(), tensorflow.Tensor: lambda v: str(id(v))}
+    if name == "torch":
+        return {importlib.import_module("torch").Tensor: lambda v: f"{id(v)} {v._version}"}
+    return {}
+
+
+def backend_generators() -> dict[type, Callable[[Any], bytes]]:
+    """Return the active backend's classes of generators, each with what reads its state."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        return {importlib.import_module("tensorflow").random.Generator: lambda g: g.state.numpy().tobytes()}
+    if name == "torch":
+        return {importlib.import_module("torch").Generator: lambda g: g.get_state().numpy().tobytes()}
+    return {}
 
 
 # Limits and devices

@@ -81,8 +81,12 @@ class Settings:
     def recorded(cls, plain: Mapping[str, Any]) -> Settings:
         """Return what `plain` wrote."""
         weights = plain["class_weight"]
-        held = (plain[name] for name in ("batch_size", "shuffle", "drop_last"))
-        return cls(*held, None if weights is None else dict(weights))
+        return cls(
+            batch_size=plain["batch_size"],
+            shuffle=plain["shuffle"],
+            drop_last=plain["drop_last"],
+            class_weight=None if weights is None else dict(weights),
+        )
 
     @property
     def order(self) -> OrderKind:

@@ -30,7 +30,7 @@ def deployed(record: Record, model: Any) -> Any:
 
 def constituents_of(record: Record) -> dict[int, Arrays]:
     """Return the variables of each constituent, by shard, in the order of `model.variables`."""
-    found = {}
+    found: dict[int, Arrays] = {}
     for shard, key in sorted(record.constituents().items()):
         variables = record.store.load(key)[0]["model"]["variables"]
         found[shard] = [array_of(value) for _, value in variables]

@@ -9,12 +9,19 @@ from typing import Any, TypeVar
 
 import keras
 
+from pybrush.attributes import opaque_digests
+from pybrush.beside import Beside
+from pybrush.hidden import Hidden
 from pybrush.learner import Horizon, Trained
 from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
+from pybrush.readings import Reader, fingerprint_of_rows
 from pybrush_keras import _private, fingerprint, patches, state
 from pybrush_keras.arguments import FitArguments, Settings
-from pybrush_keras.randomness import seed_all, seed_layers
+from pybrush_keras.attributes import KNOWN, REMEDY, own_layers
+from pybrush_keras.kinds import KINDS
+from pybrush_keras.progress import bar
+from pybrush_keras.randomness import RANDOMNESS, seed_all, seed_layers
 from pybrush_keras.rows import KerasRows
 from pybrush_keras.stage_callback import StageCallback
 from pybrush_keras.stage_data import StageData
@@ -34,6 +41,7 @@ class KerasLearner:
         arguments: what the user passed to fit.
         rows: what is trained on.
         settings: how rows become batches.
+        reader: takes rows, and returns position -> canonical bytes of the row there.
         around: what is around each stage.
         histories: of the stages that were trained here, with the columns shard and slice.
         counters: epochs and optimizer steps of the shard's training so far.
@@ -43,9 +51,11 @@ class KerasLearner:
     arguments: FitArguments
     rows: KerasRows
     settings: Settings
+    reader: Reader
     around: Around
     histories: list[Any] = field(default_factory=list)
     counters: tuple[int, int] = (0, 0)
+    _hidden: Hidden | None = field(default=None, repr=False)
     _semantic: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def read_state(self) -> Any:
@@ -53,18 +63,15 @@ class KerasLearner:
         return {
             "model": state.read_model(self.model),
             "optimizers": state.read_optimizers(self.model),
-            "callbacks": state.read_callbacks(self.arguments.callbacks, self.model),
+            "callbacks": state.read_attributes(state.stateful_callbacks(self.arguments.callbacks)),
             "counters": list(self.counters),
         }
 
     def write_state(self, tree: Any) -> None:
-        """Put model, optimizers and callbacks back; what an approximate method left has no optimizer state."""
+        """Put model, optimizers and callbacks back."""
         state.write_model(self.model, tree["model"])
-        if tree["optimizers"] is None:
-            self.drop_training()
-        else:
-            state.write_optimizers(self.model, tree["optimizers"])
-        state.write_callbacks(self.arguments.callbacks, self.model, tree["callbacks"])
+        state.write_optimizers(self.model, tree["optimizers"])
+        state.write_attributes_of(state.stateful_callbacks(self.arguments.callbacks), tree["callbacks"])
         self.counters = (tree["counters"][0], tree["counters"][1])
 
     def train_stage(self, data: KerasRows, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds) -> Trained:
@@ -75,13 +82,14 @@ class KerasLearner:
         seed_all(seeds(0, "stage"))
         seed_layers(self.model, seeds(0, "layers"))
         _private.begin_at_given_epoch(self.model)
+        before = self._beside()
         with self.around(self.model, callbacks, horizon):
             history = patches.original_fit(self.model)(
                 batches,
                 epochs=horizon.epochs_before + horizon.epochs,
                 initial_epoch=horizon.epochs_before,
                 verbose=self.arguments.verbose,
-                callbacks=[watch, *callbacks],
+                callbacks=[watch, *callbacks, *bar(callbacks, self.arguments.verbose, horizon)],
                 class_weight=self.settings.class_weight,
                 shuffle=False,
                 **self.arguments.validation(self.rows),
@@ -89,7 +97,8 @@ class KerasLearner:
         self.histories.append(history)
         # Epochs are those of the plan: a stage that a callback stopped early counts in full.
         self.counters = (horizon.epochs_before + horizon.epochs, self.counters[1] + watch.steps)
-        return Trained(watch.steps, watch.learning_rate_sum)
+        found = before.check(self._beside(), RANDOMNESS, REMEDY)
+        return Trained(watch.steps, watch.learning_rate_sum, {"assumptions": found} if found else {})
 
     def drop_training(self) -> None:
         """Let optimizers be as before their first step."""
@@ -115,6 +124,19 @@ class KerasLearner:
         """Let the model's History be that of all stages that were trained here, and return it."""
         self.model.history = joined(self.model, self.histories)
         return self.model.history
+
+    def _beside(self) -> Beside:
+        """Return digests of what no stage stores, to be compared after one."""
+        callbacks = list(state.stateful_callbacks(self.arguments.callbacks))
+        if self._hidden is None:
+            roots = [("data", self.rows.source), ("model", self.model), *callbacks]
+            self._hidden = Hidden(roots, KINDS, state.stored(self.model))
+        return Beside(
+            opaque=opaque_digests([*own_layers(self.model), *callbacks], KNOWN),
+            rows=fingerprint_of_rows(self.rows, self.reader, RANDOMNESS),
+            generators=self._hidden.generators(),
+            values=self._hidden.values(),
+        )
 
     def _steering(self, namer: Namer) -> dict[str, Any]:
         """Return the digest of validation data where a callback may act on what is found there."""

@@ -27,6 +27,8 @@ from pybrush.learner import Horizon
 from pybrush.names import Namer
 from pybrush.naming import IdSource, Naming
 from pybrush.plan.placement import positive
+from pybrush.preprocessing import noted, say_found
+from pybrush.readings import check_fixed, check_seeded
 from pybrush.record import Record
 from pybrush.record.create import PlanWish, check_encrypt
 from pybrush.record.secret import KeySource
@@ -34,9 +36,11 @@ from pybrush.request import Roster
 from pybrush_keras import _private, checkpoints, patches, serving
 from pybrush_keras.arguments import FitArguments, Settings, fit_arguments, listed
 from pybrush_keras.deployed import checked_space
+from pybrush_keras.fingerprint import check_backend
 from pybrush_keras.given import Given
+from pybrush_keras.kinds import KINDS
 from pybrush_keras.learner import KerasLearner
-from pybrush_keras.randomness import kept_randomness
+from pybrush_keras.randomness import RANDOMNESS, kept_randomness
 from pybrush_keras.rows import KerasRows
 from pybrush_keras.spaces import Space
 from pybrush_keras.supported import check_training
@@ -45,8 +49,14 @@ _log = logging.getLogger(__name__)
 
 How = Literal["mean", "vote"]
 
+AUGMENTED = (
+    "Augment in the model, by layers such as keras.layers.RandomFlip, which draw from generators that SISA seeds: "
+    "Keras reads rows ahead of training, so what reading them draws is not the same twice."
+)
+"""What to do where rows differ each time."""
 
-class SISA(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
+
+class SISA(keras.callbacks.Callback):
     """Trains in shards and slices and leaves a record from which samples can be forgotten.
 
     Args:
@@ -166,7 +176,7 @@ class SISA(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
     def learner(self, model: Any, arguments: FitArguments, rows: KerasRows, settings: Settings) -> KerasLearner:
         """Return the core's view of a model and its data; the model is built where it is not."""
         _private.build(model, rows.batch(np.arange(min(len(rows), settings.batch_size))))
-        return KerasLearner(model, arguments, rows, settings, self.in_stage)
+        return KerasLearner(model, arguments, rows, settings, self.naming.reader, self.in_stage)
 
     def recorded(self) -> Record | None:
         """Return the opened record, or None where there is none yet, or only one that was never finished."""
@@ -201,7 +211,13 @@ class SISA(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
         )
 
     def roster(self, rows: KerasRows, namer: Namer) -> Roster:
-        """Name rows under a record's key."""
+        """Name rows under a record's key.
+
+        Raises:
+            ContentError: where they cannot be trained on the same way twice, or not be named.
+        """
+        check_seeded(rows, self.naming.reader, RANDOMNESS, lambda _: ())
+        check_fixed(rows, self.naming.reader, RANDOMNESS, AUGMENTED)
         return replace(self.naming, **self._cut(rows)).roster(rows, namer)
 
     def _cut(self, rows: KerasRows) -> dict[str, Any]:
@@ -245,7 +261,13 @@ class SISA(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no type
                     "weights, build and compile a new model and load them there."
                 )
             space = checked_space(model, space, learner.rows, self.shards or 1)
+        else:
+            forget.check_adapter(recorded, "keras", 1)
+            check_backend(recorded)
         wish = self.wish(learner.arguments.epochs, learner.settings, space)
+        if recorded is None:
+            wish = noted(wish, [("data", learner.rows.source)], [model], KINDS)
+            say_found(wish)
         patches.set_mark(model, None)
         forget.fit(self.record, wish, learner, learner.rows, lambda namer: self.roster(learner.rows, namer))
 

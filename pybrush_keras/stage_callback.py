@@ -9,6 +9,7 @@ import keras
 from pybrush.learner import Horizon
 from pybrush.plan.order import Seeds
 from pybrush_keras import _private
+from pybrush_keras.progress import LABELS
 from pybrush_keras.randomness import seed_all
 from pybrush_keras.stage_data import StageData
 
@@ -44,7 +45,7 @@ class StageCallback(keras.callbacks.Callback):
         self.steps += self._iterations - begun
         self.learning_rate_sum += _rates(self.model.optimizer, begun, self._iterations)
         if logs is not None:
-            logs |= {"shard": self._horizon.shard, "slice": self._horizon.slice}
+            logs |= dict(zip(LABELS, (self._horizon.shard, self._horizon.slice), strict=True))
 
 
 def _iterations(optimizer: Any) -> int:
@@ -56,7 +57,7 @@ def _rates(optimizer: Any, begun: int, ended: int) -> float:
     if optimizer is None:
         return 0.0
     inner = _private.own_optimizer(optimizer)
-    momentum = float(getattr(inner, "momentum", None) or getattr(inner, "beta_1", 0.0))
+    momentum = float(getattr(inner, "momentum", 0.0) or getattr(inner, "beta_1", 0.0))
     schedule = _private.schedule_of(inner)
     if schedule is None:
         return (ended - begun) * float(keras.ops.convert_to_numpy(inner.learning_rate)) / (1.0 - momentum)

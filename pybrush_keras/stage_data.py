@@ -13,7 +13,7 @@ from pybrush_keras.arguments import Settings
 from pybrush_keras.rows import KerasRows
 
 
-class StageData(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+class StageData(keras.utils.PyDataset):
     """The rows of one stage in batches.
 
     It is told the epoch by a callback: Keras calls `on_epoch_end` before the first epoch too, and reads some

@@ -7,16 +7,16 @@ within a process. Guide: docs/pitfalls.md.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from pybrush.errors import FingerprintError, UnsupportedError
-from pybrush.record import trees
+from pybrush.attributes import plain_attributes, write_attributes
+from pybrush.errors import FingerprintError
 from pybrush_keras import _private
+from pybrush_keras.attributes import KNOWN, own_layers
 
 Tree = dict[str, Any]
 Named = list[list[Any]]
@@ -34,6 +34,7 @@ def read_model(model: Any) -> Tree:
     return {
         "variables": read_variables(model.variables),
         "trainable": [bool(layer.trainable) for layer in _private.layers_of(model)],
+        "attributes": read_attributes(own_layers(model)),
     }
 
 
@@ -50,6 +51,7 @@ def write_model(model: Any, tree: Tree) -> None:
         for layer, trainable in zip(layers, tree["trainable"], strict=True):
             layer.trainable = trainable
     write_variables(model.variables, tree["variables"])
+    write_attributes_of(own_layers(model), tree["attributes"])
     if changed:
         model.make_train_function(force=True)  # the compiled step holds on to what was trainable
 
@@ -99,39 +101,43 @@ def stateful_callbacks(callbacks: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield f"{kind.__qualname__}.{number}", callback
 
 
-def read_callbacks(callbacks: Iterable[Any], model: Any) -> Tree:
-    """Return the plain attributes of every callback that may hold training state."""
-    return {name: _attributes(callback) for name, callback in stateful_callbacks(callbacks)}
+def read_attributes(owners: Iterable[tuple[str, Any]]) -> Tree:
+    """Return the plain attributes of layers or callbacks, by their names."""
+    return {name: plain_attributes(owner, KNOWN) for name, owner in owners}
 
 
-def write_callbacks(callbacks: Iterable[Any], model: Any, tree: Tree) -> None:
-    """Put callbacks into the state that `read_callbacks` returned."""
-    for name, callback in stateful_callbacks(callbacks):
-        for held in [held for held in _attributes(callback) if held not in tree[name]]:
-            delattr(callback, held)
-        for attribute, value in tree[name].items():
-            setattr(callback, attribute, copy.deepcopy(value))
+def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
+    """Give layers or callbacks the attributes that `read_attributes` returned.
 
-
-def _attributes(callback: Any) -> Tree:
-    found = {}
-    for name, value in vars(callback).items():
-        try:
-            found[name] = trees.unpack(*trees.pack(value))
-        except UnsupportedError:
-            continue
-    return found
+    Raises:
+        FingerprintError: where they are others.
+    """
+    named = dict(owners)
+    if named.keys() != tree.keys():
+        raise FingerprintError(
+            f"the model and callbacks are not those of the record: recorded {', '.join(tree) or 'none'}, now "
+            f"{', '.join(named) or 'none'}. Build the model, and pass the callbacks, as for the fit."
+        )
+    for name, owner in named.items():
+        write_attributes(owner, tree[name], KNOWN)
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """Return the optimizers of a model: that of compile, then those which a train_step of its own keeps as attributes."""
+    """Return the optimizers of a model: that of compile, then those that it keeps as attributes for its train_step."""
     held = [value for _, value in sorted(vars(model).items()) if isinstance(value, keras.optimizers.Optimizer)]
     found = {id(optimizer): optimizer for optimizer in [model.optimizer, *held] if optimizer is not None}
     return list(found.values())
 
 
+def stored(model: Any) -> list[Any]:
+    """Return the variables whose values are part of each stage, or begin anew in each epoch."""
+    optimizers = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
+    found = [*model.variables, *optimizers, *model.metrics_variables, _private.global_generator().state]
+    return [*found, *(variable.value for variable in found), *_private.seed_generators(model)]
+
+
 def read_optimizers(model: Any) -> list[Named]:
-    """Return the variables of each optimizer; their names hold automatic ones of layers, so their places stand for them."""
+    """Return the variables of each optimizer; for their names, which hold automatic ones of layers, stand places."""
     return [
         [[str(place), value] for place, (_, value) in enumerate(read_variables(optimizer.variables))]
         for optimizer in optimizers_of(model)

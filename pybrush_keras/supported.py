@@ -46,6 +46,6 @@ def _limits() -> Iterator[str]:
     epochs, steps = _private.limits()
     if epochs is not None or steps is not None:
         yield (
-            "KERAS_MAX_EPOCHS, KERAS_MAX_STEPS_PER_EPOCH or their functions in keras.config: unset them, they cut every "
-            "stage short"
+            "KERAS_MAX_EPOCHS, KERAS_MAX_STEPS_PER_EPOCH or their functions in keras.config: unset them, they cut "
+            "every stage short"
         )

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from pybrush.attributes import check_opaque, plain_attributes, write_attributes
-from pybrush.hidden import Digests, Hidden, check_generators, found_changed
+from pybrush.attributes import plain_attributes, write_attributes
+from pybrush.beside import Beside
+from pybrush.hidden import Hidden
 from pybrush.learner import Horizon, Trained
 from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
-from pybrush.readings import check_unchanged, fingerprint_of_rows
+from pybrush.readings import fingerprint_of_rows
 from pybrush_lightning import _private, fingerprint, ranks, state
 from pybrush_lightning.attributes import REMEDY, known_parts
 from pybrush_lightning.fresh import renew, renewed
@@ -33,30 +34,6 @@ if TYPE_CHECKING:
     from pybrush_lightning.sisa import SISA
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Beside:
-    """Digests of what training must leave as it is, since no stage stores it.
-
-    Attributes:
-        opaque: attributes and hyperparameters.
-        rows: some rows of the training data; None where they cannot be compared.
-        generators: random generators beside the global ones.
-        values: variables of the user's functions and classes.
-    """
-
-    opaque: dict[str, str]
-    rows: str | None
-    generators: Digests
-    values: Digests
-
-    def check(self, after: Beside) -> list[dict[str, str]]:
-        """Refuse what a stage may not change, and return an assumption for each other change."""
-        check_opaque(self.opaque, after.opaque, REMEDY)
-        check_generators(self.generators, after.generators, RANDOMNESS)
-        check_unchanged(self.rows, after.rows)
-        return found_changed(self.values, after.values)
 
 
 @dataclass
@@ -124,7 +101,7 @@ class LightningLearner:
         # Epochs are those of the plan: a stage that Lightning stopped early counts in full.
         done = counters(loop)
         self.counters = Counters(horizon.epochs_before + horizon.epochs, done.steps, done.batches)
-        found = ranks.agreed(trainer, lambda: before.check(self._beside()))
+        found = ranks.agreed(trainer, lambda: before.check(self._beside(), RANDOMNESS, REMEDY))
         notes = meter.notes | ({"assumptions": found} if found else {})
         return Trained(self.counters.steps - start.steps, meter.learning_rate_sum, notes)
 

@@ -182,6 +182,7 @@ class Switch:
 
 SWITCH = Switch()
 
+
 class Training(Protocol):
     """Model, SISA callback and rows of one process.
 
@@ -258,7 +259,8 @@ COLUMNS = {
 def ledger_of(record: Record) -> dict[str, Any]:
     """Return what the ledger says of samples, cells, subjects and stages, and the order of the samples."""
     found: dict[str, Any] = {
-        name: sorted(map(repr, record.ledger.rows(f"SELECT {columns} FROM {name}"))) for name, columns in COLUMNS.items()
+        name: sorted(map(repr, record.ledger.rows(f"SELECT {columns} FROM {name}")))
+        for name, columns in COLUMNS.items()
     }
     placed = record.ledger.rows("SELECT position, name FROM samples WHERE position IS NOT NULL")
     found["order"] = [name for _, name in sorted(placed)]

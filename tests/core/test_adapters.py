@@ -1,5 +1,6 @@
 """Finding an adapter: who is asked about a model, who wins, and what is imported on the way."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,11 @@ class Installed:
     def __init__(self, folder):
         self.folder = folder
 
-    def framework(self, name, source="class Model: ..."):
-        (self.folder / f"{name}.py").write_text(source)
+    def framework(self, name):
+        """Install a package whose models are of a class of one of its modules."""
+        (self.folder / name).mkdir()
+        (self.folder / name / "__init__.py").write_text(f"from {name}.models import Model\n")
+        (self.folder / name / "models.py").write_text("class Model: ...\n")
 
     def adapter(self, module, *packages, source="import {0}", claim=1):
         """Install the adapter of some packages as a distribution of its own."""
@@ -122,7 +126,14 @@ def test_an_adapter_that_is_asked_for_by_name_and_cannot_be_imported_names_its_e
 )
 def test_importing_an_adapter_brings_in_its_own_framework_alone(adapter, others):
     program = f"import sys, {adapter}; print(*sorted({others} & set(sys.modules)))"
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert (run.returncode, run.stdout.strip()) == (0, ""), run.stderr

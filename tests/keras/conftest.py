@@ -7,19 +7,18 @@ import pytest
 
 BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 BEFORE = set(sys.modules)
-# Keras itself imports TensorFlow under its torch backend, where it is there.
+# Under its torch backend Keras itself imports TensorFlow where it can, to seed it too.
 FOREIGN = {"tensorflow": {"torch", "lightning"}, "torch": {"lightning"}}[BACKEND] - BEFORE
 
 import keras
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
-    """Give each test the same draws, whatever ran before it, and take its graphs out of memory after it."""
-    keras.utils.clear_session()
+def _fresh():
+    """Give each test the same draws, layer names and dtype policy, whatever ran before it."""
+    # A collection of garbage takes 0.2 s, which is most of a small test.
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
-    yield
-    keras.utils.clear_session()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,3 +28,13 @@ def _no_framework_of_another_adapter(request):
     if all("keras" in argument for argument in request.config.args):
         found = sorted(FOREIGN & sys.modules.keys())
         assert not found, f"tests on the {BACKEND} backend imported {', '.join(found)}"
+
+
+@pytest.fixture(scope="session")
+def fresh_process():
+    """Another process that trains a case without the forgotten rows."""
+    from tests.keras.twin import FreshProcess
+
+    process = FreshProcess()
+    yield process
+    process.close()
