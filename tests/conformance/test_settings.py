@@ -151,7 +151,15 @@ def test_too_few_rows_are_refused_before_there_is_a_record(framework, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"shards": 0}, {"shards": True}, {"slices": 1.5}, {"seed": -1}, {"seed": 2**32}, {"encrypt": 1}, {"key": b"short"}],
+    [
+        {"shards": 0},
+        {"shards": True},
+        {"slices": 1.5},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"encrypt": 1},
+        {"key": b"short"},
+    ],
     ids=str,
 )
 def test_arguments_that_cannot_work_are_refused(change, framework, tmp_path):
