@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _interrupted(error)
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit; Hydra ends --help and the like with one.
+        # A framework may turn Ctrl-C into an exit; Hydra ends --help and the like with one.
         return _interrupted(error) if isinstance(error.__context__, KeyboardInterrupt) else _status(error.code)
     except Exception as error:
         message = _message(error)

@@ -282,7 +282,7 @@ def _absent_text(record: Record, samples: Samples, absent: int) -> str:
     share = absent / samples.rows
     text = (
         f"{absent} of the {samples.rows} rows that {record.folder} trains on are not in the data set, and a stage that "
-        "has to be trained needs them. First suspect an unseeded random_split in the data module's setup"
+        "has to be trained needs them. First suspect a split without a seed (random_split, train_test_split)"
     )
     if share > 0.01:
         text += "; so large a share also speaks for a changed preprocessing (compare the versions in the manifests)"

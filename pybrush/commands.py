@@ -1,6 +1,6 @@
 """What each command does: plan, train, unlearn, enqueue, verify, export and info.
 
-`train` leaves the composed configuration in the record, and `unlearn` builds model, data and trainer from it,
+`train` leaves the composed configuration in the record, and `unlearn` builds model, data and callbacks from it,
 from modules that are trusted by name alone. Only `train` is a Hydra job with an output folder: the others
 write nothing but the record. Guide: README.md.
 """
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _PLAN_WORDS = {setting.name for setting in fields(PlanSettings)}
 
-_HEADER = "# Written by `pybrush train`; `pybrush unlearn` builds model, data and trainer from it.\n"
+_HEADER = "# Written by `pybrush train`; `pybrush unlearn` builds model, data and callbacks from it.\n"
 
 
 def plan(words: Sequence[str]) -> int:
@@ -98,10 +98,10 @@ def unlearn(words: Sequence[str]) -> int:
         config = stored_config(record, adapter, settings.allow)
     finally:
         record.close()
-    trainer, model, data = build(config, adapter)
+    runner, model, data = build(config, adapter)
     request = {name: getattr(settings, name) for name in ("guarantee", "method", "duplicates", "purge", "dry_run")}
     with _progress_shown():
-        result = adapter.unlearn(trainer, model, data, request | what)
+        result = adapter.unlearn(runner, model, data, request | what)
     tables.show_result(result)
     if settings.report is not None:
         tables.show_line(f"report: {result.report(path_of(settings.report))}")
@@ -205,10 +205,10 @@ def _train(config: DictConfig) -> None:
     adapter, keeper = command_adapter(config.adapter), record_keeper(config)
     folder = path_of(keeper.record)
     text = _HEADER + OmegaConf.to_yaml(config, resolve=True)
-    trainer, model, data = build(config, adapter)
+    runner, model, data = build(config, adapter)
     with _config_kept(folder, text):
-        adapter.fit(trainer, model, data)
-    metrics = adapter.test(trainer, model, data) if config.test else {}
+        adapter.fit(runner, model, data)
+    metrics = adapter.test(runner, model, data) if config.test else {}
     if not (folder / "ledger.sqlite").is_file():
         tables.show_line("nothing was recorded: this was a trial run of the framework")
         return
@@ -297,8 +297,8 @@ def _replayed_by(record: Record, settings: VerifySettings) -> Callable[[], Repla
 
 def _without_config(record: Record, lines: str) -> RecordError:
     return RecordError(
-        f"{record.folder} was made by a script: it has no {CONFIG} from which model, data and trainer could be "
-        f"built. Nothing was touched. Use these lines instead:\n\n{lines}"
+        f"{record.folder} was made by a script: it has no {CONFIG} from which model, data and callbacks could "
+        f"be built. Nothing was touched. Use these lines instead:\n\n{lines}"
     )
 
 

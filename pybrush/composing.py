@@ -28,29 +28,48 @@ S = TypeVar("S")
 CONFIG = "config.yaml"
 """Where `train` leaves the composed configuration, in the record."""
 
+PARTS = ("model", "data", "callbacks")
+"""The groups of a training in any framework; with the group of the adapter's runner all of them."""
+
+_OF_ONE_FRAMEWORK = "model, data, callbacks and experiment must be of the framework that is chosen (framework=NAME)"
+
 
 class CommandAdapter(Protocol):
-    """What the command asks of the adapter of a framework."""
+    """What the command asks of the adapter of a framework.
 
+    A `runner` is what a framework trains with and gives its callbacks to, built from a group of the configuration.
+
+    Attributes:
+        runner: the name of that group.
+        trusted: modules from which a record's configuration may build objects without being asked about.
+        distrusted: modules among them from which it may not.
+        builders: functions that it may call, by their full names.
+    """
+
+    runner: str
     trusted: Sequence[str]
     distrusted: Sequence[str]
+    builders: Sequence[str]
+
+    def claims(self, model: Any) -> int:
+        """Return how specifically the adapter knows a model; 0 for not at all."""
 
     def begin(self, seed: int) -> None:
         """Seed everything, before anything is built."""
 
-    def fit(self, trainer: Any, model: Any, data: Any) -> None:
+    def fit(self, runner: Any, model: Any, data: Any) -> None:
         """Train, leaving a record."""
 
-    def test(self, trainer: Any, model: Any, data: Any) -> Mapping[str, float]:
+    def test(self, runner: Any, model: Any, data: Any) -> Mapping[str, float]:
         """Evaluate what was trained."""
 
-    def sizes(self, trainer: Any, model: Any, data: Any) -> Sizes:
+    def sizes(self, runner: Any, model: Any, data: Any) -> Sizes:
         """Return what a training that was built would be made for, without training."""
 
-    def unlearn(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> UnlearnResult:
+    def unlearn(self, runner: Any, model: Any, data: Any, request: Mapping[str, Any]) -> UnlearnResult:
         """Serve a request."""
 
-    def replay(self, trainer: Any, model: Any, data: Any, request: Mapping[str, Any]) -> Replay:
+    def replay(self, runner: Any, model: Any, data: Any, request: Mapping[str, Any]) -> Replay:
         """Train stages again and compare."""
 
     def script(self, record: Record, reading: str, request: Mapping[str, str]) -> str:
@@ -116,15 +135,25 @@ def composed(words: Sequence[str]) -> DictConfig:
 
 
 def build(config: DictConfig, adapter: CommandAdapter) -> tuple[Any, Any, Any]:
-    """Return trainer, model and data as the configuration has them."""
+    """Return runner, model and data as the configuration has them.
+
+    Raises:
+        ConfigurationError: where a part is missing, or the model is not one of the adapter's framework.
+    """
     from hydra.utils import instantiate
 
+    absent = [name for name in (*PARTS, adapter.runner) if config.get(name) is None]
+    if absent:
+        raise ConfigurationError(f"{_OF_ONE_FRAMEWORK}: adapter={config.adapter} and no {', '.join(absent)}.")
     adapter.begin(config.seed)
     data = instantiate(config.data, _convert_="all")
     model = instantiate(config.model, _convert_="all")
+    if not adapter.claims(model):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise ConfigurationError(f"{_OF_ONE_FRAMEWORK}: adapter={config.adapter} does not train a {kind}.")
     callbacks = instantiate(config.callbacks, _convert_="all")
     # A partial, because objects that are passed through `instantiate` may be copied.
-    make = instantiate(config.trainer, _partial_=True, _convert_="all")
+    make = instantiate(config[adapter.runner], _partial_=True, _convert_="all")
     return make(callbacks=[callback for callback in callbacks.values() if callback is not None]), model, data
 
 
@@ -135,10 +164,10 @@ def stored_config(record: Record, adapter: CommandAdapter, allowed: Sequence[str
 
     path = record.folder / CONFIG
     config = OmegaConf.load(path)
-    parts = ("model", "data", "trainer", "callbacks")
+    parts = (*PARTS, adapter.runner)
     if not isinstance(config, DictConfig) or any(config.get(name) is None for name in parts):
         raise ConfigurationError(f"{path} must have {', '.join(parts)}; restore the file that `pybrush train` wrote.")
-    trust = Trust(["pybrush", *adapter.trusted], adapter.distrusted, allowed)
+    trust = Trust(["pybrush", *adapter.trusted], adapter.distrusted, allowed, adapter.builders)
     check_targets(OmegaConf.to_container(config, resolve=True), path, trust, get_object)
     record_keeper(config).record = str(record.folder)
     return config

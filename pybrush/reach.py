@@ -37,7 +37,7 @@ class Kinds:
         generators: class -> takes a generator of random numbers, and returns its state.
         seeded: the framework's global generators, which are seeded for every stage.
         preparing: installed ones whose objects may prepare rows, such as data sets.
-        closed: those whose objects are not looked into, such as trainers; tensors never are.
+        closed: those whose objects are not looked into, such as what runs a training; tensors never are.
         is_fitted: whether an object has learned from rows in the framework's own way.
     """
 

@@ -1,4 +1,4 @@
-"""Attributes of one object are others for a while: how trainers, bars, loggers and steps are told of stages."""
+"""Attributes of one object are others for a while: how progress bars, loggers and steps are told of stages."""
 
 from __future__ import annotations
 

@@ -22,11 +22,13 @@ class Trust:
         classes: modules of which classes may be built.
         never: modules among them of which nothing may be.
         allowed: what the user named for this call: modules, of which functions may be called too, or one target.
+        functions: functions that may be called, by their full names.
     """
 
     classes: Sequence[str]
     never: Sequence[str] = ()
     allowed: Sequence[str] = ()
+    functions: Sequence[str] = ()
 
 
 def check_targets(config: Any, source: Path, trust: Trust, locate: Callable[[str], Any]) -> None:
@@ -68,7 +70,7 @@ def targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 def _is_trusted(target: Any, trust: Trust, locate: Callable[[str], Any]) -> bool:
     if not isinstance(target, str) or not _is_below(target, [*trust.classes, *trust.allowed]):
         return False
-    if target in trust.allowed:
+    if target in trust.functions or target in trust.allowed:
         return True
     found = locate(target)
     home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"

@@ -61,10 +61,13 @@ class ArrayRows:
         shuffle: bool | str = True,
         validation_split: float = 0.0,
     ) -> None:
+        check_batches(batch_size, shuffle)
         self.source, self.batch_size, self.shuffle = x, batch_size, shuffle
         self.given = pack(x, y, sample_weight)
         self.raw = tree.map_structure(as_array, self.given)
         self.whole_length = common_length(self.raw)
+        if len(self.raw) == 3:
+            _for_each_output(*self.raw[1:])  # raises before anything is trained
         self._length = _rows_to_train(self.whole_length, validation_split)
 
     def __len__(self) -> int:
@@ -121,11 +124,20 @@ class ArrayRows:
     @cached_property
     def fed(self) -> Any:
         """The arrays as Keras trains on them."""
-        fed = tree.map_structure(_as_fed, self.given, self.raw)
-        if len(fed) == 3 and tree.is_nested(fed[1]) and not tree.is_nested(fed[2]):
-            # Keras gives one array of weights to every output.
-            return fed[0], fed[1], tree.map_structure(lambda _: fed[2], fed[1])
-        return fed
+        fed = tree.map_structure(as_fed, self.given, self.raw)
+        return (*fed[:2], _for_each_output(*fed[1:])) if len(fed) == 3 else fed
+
+
+def check_batches(batch_size: Any, shuffle: Any) -> None:
+    """Refuse settings of batches that Keras does not have.
+
+    Raises:
+        ConfigurationError: naming the setting.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ConfigurationError(f"batch_size must be a whole number of rows, at least 1; got {batch_size!r}.")
+    if shuffle not in (True, False, "batch"):
+        raise ConfigurationError(f"shuffle must be True, False or 'batch'; got {shuffle!r}.")
 
 
 def pack(x: Any, y: Any, sample_weight: Any) -> tuple[Any, ...]:
@@ -157,6 +169,24 @@ def as_array(leaf: Any) -> NDArray[Any] | None:
             "pybrush_keras.Source(files, y, load=...) for rows that are read one by one."
         )
     return array
+
+
+def as_fed(given: Any, raw: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Return an array as Keras trains on it.
+
+    Args:
+        given: what the user passed.
+        raw: the same as a NumPy array.
+    """
+    if raw is None:
+        return None
+    floats = keras.config.floatx()
+    if hasattr(given, "columns"):
+        # A table with one column of other floats becomes floats as a whole, before it becomes an array.
+        other = any(_is_other_float(str(dtype), floats) for dtype in given.dtypes)
+        return np.asarray(given.astype(floats).to_numpy()) if other else raw
+    fed = np.expand_dims(raw, -1) if hasattr(given, "iloc") else raw
+    return fed.astype(floats) if _is_other_float(fed.dtype.name, floats) else fed
 
 
 def common_length(arrays: Any) -> int:
@@ -200,6 +230,24 @@ def raw_value(entry: Any) -> Any:
     return entry.tolist() if isinstance(entry, np.ndarray) and entry.dtype.kind in "OSU" else entry
 
 
+def _for_each_output(y: Any, sample_weight: Any) -> Any:
+    """Return weights as Keras uses them: one array of one weight a row goes to every output."""
+    if not tree.is_nested(y):
+        return sample_weight
+    if not tree.is_nested(sample_weight):
+        if sample_weight.ndim > 1 and sample_weight.shape[1:] != (1,):
+            raise ConfigurationError(
+                "one array of weights for several targets must have one weight for each row; got shape "
+                f"{sample_weight.shape}. Pass sample_weight in the structure of y."
+            )
+        return tree.map_structure(lambda _: sample_weight, y)
+    try:
+        tree.assert_same_structure(y, sample_weight)
+    except ValueError as error:
+        raise ConfigurationError(f"sample_weight must be one array, or have the structure of y: {error}") from error
+    return sample_weight
+
+
 def _check_dense(leaf: Any) -> None:
     kind = type(leaf)
     sparse = kind.__module__.startswith(("scipy.sparse", "jax.experimental.sparse")) or getattr(
@@ -223,18 +271,6 @@ def _rows_to_train(length: int, validation_split: float) -> int:
             f"{kept} to train on."
         )
     return kept
-
-
-def _as_fed(given: Any, raw: NDArray[Any] | None) -> NDArray[Any] | None:
-    if raw is None:
-        return None
-    floats = keras.config.floatx()
-    if hasattr(given, "columns"):
-        # A table with one column of other floats becomes floats as a whole, before it becomes an array.
-        other = any(_is_other_float(str(dtype), floats) for dtype in given.dtypes)
-        return np.asarray(given.astype(floats).to_numpy()) if other else raw
-    fed = np.expand_dims(raw, -1) if hasattr(given, "iloc") else raw
-    return fed.astype(floats) if _is_other_float(fed.dtype.name, floats) else fed
 
 
 def _is_other_float(dtype: str, floats: str) -> bool:

@@ -105,7 +105,7 @@ def _packed(state: dict[str, Any]) -> Packed:
 def _description(record: Record) -> dict[str, Any]:
     settings = record.plan.settings
     return {
-        "class": record.plan.semantic["parts"]["model"],
+        "class": record.plan.semantic["layers"][0][0],
         "outputs": settings["outputs"],
         "aggregate": settings["aggregate"],
     }

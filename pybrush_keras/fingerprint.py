@@ -15,9 +15,10 @@ import keras
 import numpy as np
 
 from pybrush.content import encode
-from pybrush.errors import ContentError
+from pybrush.errors import ContentError, FingerprintError
 from pybrush.hashing import chained
 from pybrush.names import Namer
+from pybrush.record import Record
 from pybrush.user_code import code_of, is_installed, plain_of, short_of, source_of, sources_of
 from pybrush_keras import _private, state
 
@@ -35,6 +36,7 @@ def semantic(model: Any, settings: Mapping[str, Any], callbacks: Iterable[Any]) 
     """
     callbacks = list(callbacks)
     return {
+        "backend": keras.backend.backend(),
         "source": sources(model, callbacks),
         "layers": [_layer(layer) for layer in _private.layers_of(model)],
         "architecture": architecture(model),
@@ -46,13 +48,27 @@ def semantic(model: Any, settings: Mapping[str, Any], callbacks: Iterable[Any]) 
     }
 
 
+def check_backend(record: Record) -> None:
+    """Refuse a record that was made on another backend, which is another training and no mere rounding.
+
+    Raises:
+        FingerprintError: saying how to start the process.
+    """
+    recorded, now = record.plan.semantic["backend"], keras.backend.backend()
+    if recorded != now:
+        raise FingerprintError(
+            f"{record.folder} was trained on Keras' {recorded} backend and this process has {now}, which draws other "
+            f"random numbers: a stage that is trained here is not what would have been trained there. Start Python "
+            f"with KERAS_BACKEND={recorded}."
+        )
+
+
 def environment(model: Any) -> dict[str, Any]:
     """Return versions, device, threads and processor features, and how the model's step was compiled."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "keras": keras.__version__,
-        "backend": keras.backend.backend(),
         "processor": platform.machine(),
         "compiled": [bool(model.jit_compile), bool(model.run_eagerly)],
         "layout": keras.config.image_data_format(),

@@ -40,6 +40,7 @@ class Mark:
 
 _marks: weakref.WeakKeyDictionary[Any, Mark] = weakref.WeakKeyDictionary()
 _in_stage: weakref.WeakKeyDictionary[Any, Mark] = weakref.WeakKeyDictionary()
+_unsaved: weakref.WeakSet[Any] = weakref.WeakSet()
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 _fit: Callable[..., Any] = keras.Model.fit
 
@@ -77,6 +78,16 @@ def in_stage(model: Any, mark: Mark) -> Iterator[None]:
         yield
     finally:
         _in_stage.pop(model, None)
+
+
+@contextmanager
+def unsaved(model: Any) -> Iterator[None]:
+    """Let nothing be saved of a model meanwhile."""
+    _unsaved.add(model)
+    try:
+        yield
+    finally:
+        _unsaved.discard(model)
 
 
 def attach(kind: Any) -> None:
@@ -124,7 +135,7 @@ def _warning(original: Callable[..., Any], name: str) -> Callable[..., Any]:
     @wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         mark = mark_of(self)
-        if mark is not None and mark.constituents > 1 and self not in _in_stage:
+        if mark is not None and mark.constituents > 1 and self not in _in_stage and self not in _unsaved:
             warnings.warn(
                 f"{name}: this model holds one constituent of {mark.constituents}, not the model that predicts. "
                 f"Record.open({str(mark.sisa.record)!r}).aggregate(model) is the model to deploy.",
@@ -139,6 +150,8 @@ def _warning(original: Callable[..., Any], name: str) -> Callable[..., Any]:
 def _announcing(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def method(self: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
+        if self in _unsaved:
+            return None
         mark = _in_stage.get(self) or mark_of(self)
         record = None if mark is None else mark.sisa.recorded()
         if mark is not None and record is not None:

@@ -14,22 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pybrush.errors import UnsupportedError
+from pybrush.naming import Rows
 from pybrush_keras.array_rows import ArrayRows
+from pybrush_keras.source import Source
 from pybrush_keras.tf_data import PipelineRows
+from pybrush_keras.tf_steps import take_apart
 
 _DEFAULT_BATCH_SIZE = 32  # Keras' own
 
 
-class KerasRows(Protocol):
+class KerasRows(Rows, Protocol):
     """The rows of a Keras training set.
 
     `len(rows)` counts them, `rows[position]` is the raw sample there: (x,), (x, y) or (x, y, sample_weight)
     of NumPy values, a single number a 0-d value of its dtype.
     """
-
-    @property
-    def source(self) -> Any:
-        """The user's own object, which a callable `ids=` is handed."""
 
     @property
     def batch_size(self) -> int:
@@ -51,9 +50,8 @@ class KerasRows(Protocol):
     def validation(self) -> tuple[Any, Any, Any] | None:
         """What `validation_data=` takes of the rows that `validation_split` took; None where it took none."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> tuple[Any, ...]: ...
+    def __getitem__(self, position: int, /) -> tuple[Any, ...]:
+        """Return the raw sample at a position."""
 
     def batch(self, positions: Sequence[int] | NDArray[np.int64]) -> tuple[Any, ...]:
         """Return the rows at some positions as the batch that Keras would train on, in their order."""
@@ -94,6 +92,9 @@ def rows_of(
     if ("tensorflow", "DatasetV2") in kinds:
         _check_complete(x, y, sample_weight, batch_size, validation_split)
         return PipelineRows(x)
+    if isinstance(x, Source):
+        _check_complete(x, y, sample_weight, batch_size, validation_split)
+        return x.rows.shuffled_as(shuffle)
     if isinstance(x, keras.utils.PyDataset):
         raise _refusal(x, _AS_SOURCE)
     if x is None or isinstance(x, (str, bytes, Iterator)) or callable(x):
@@ -106,6 +107,25 @@ def rows_of(
         shuffle=shuffle,
         validation_split=validation_split,
     )
+
+
+def rows_to_forget(forget: Any) -> KerasRows:
+    """Return the rows of a forget set.
+
+    Args:
+        forget: x, (x, y) or (x, y, sample_weight) as for `fit`, a `pybrush_keras.Source`, or a tf.data pipeline with
+            a batch step or without. A row is found by content only with all parts that it was trained with.
+
+    Raises:
+        UnsupportedError: for data whose rows cannot be picked, with what to pass instead.
+        ConfigurationError: for arrays of unequal lengths.
+    """
+    if ("tensorflow", "DatasetV2") in _kinds(forget):
+        return PipelineRows(forget if take_apart(forget).batch_size else forget.batch(1))
+    parts = forget if isinstance(forget, tuple) else (forget,)
+    if not 1 <= len(parts) <= 3:
+        raise UnsupportedError(f"a forget set is x, (x, y) or (x, y, sample_weight); got a tuple of {len(parts)}.")
+    return rows_of(*parts)
 
 
 _AS_ARRAYS = "Pass arrays, pybrush_keras.Source(files, y, load=...), or a tf.data pipeline from from_tensor_slices."

@@ -17,6 +17,7 @@ from pybrush.result import UnlearnResult
 from pybrush.standing import check_auto
 from pybrush_keras.arguments import FitArguments, Settings, listed
 from pybrush_keras.deployed import deployed
+from pybrush_keras.fingerprint import check_backend
 from pybrush_keras.given import Given, completed
 from pybrush_keras.learner import KerasLearner
 from pybrush_keras.randomness import kept_randomness
@@ -105,7 +106,7 @@ def unlearn(  # noqa: PLR0913 (one argument for each thing a request may say)
     terms = terms_of(method, guarantee)
     asked = Asked(forget, ids, rows, subjects, missing, duplicates, before, queued, purge)
     data = {"y": y, "sample_weight": sample_weight, "validation_data": validation_data, "callbacks": callbacks}
-    now = Given(model, _arguments(self, x, data, validation_split, verbose))
+    now = Given(model, arguments_of(self, x, data, validation_split, verbose))
     request = _Request(self, completed(now, self.given), method, terms, dry_run)
     with kept_randomness():
         return request.serve(asked)
@@ -128,12 +129,13 @@ def learner_of(sisa: SISA, given: Given, record: Record) -> KerasLearner:
 
     Raises:
         UnsupportedError: for what cannot be trained exactly.
-        FingerprintError: where the record is another framework's.
+        FingerprintError: where the record is another framework's or another backend's.
     """
     arguments, plan = given.arguments, record.plan
     if arguments is None:
         raise ConfigurationError("the training data is not known in this process; pass x=.")
     core.check_adapter(record, "keras", 1)
+    check_backend(record)
     settings = Settings.recorded(plan.semantic["loader"])
     arguments = replace(arguments, epochs=plan.epochs, initial_epoch=0, steps_per_epoch=None)
     check_training(given.model, arguments)
@@ -194,7 +196,9 @@ def _pair(forget: Any) -> tuple[Any, Any]:
     return forget if isinstance(forget, tuple) and len(forget) == 2 else (forget, None)
 
 
-def _arguments(sisa: SISA, x: Any, data: dict[str, Any], validation_split: float, verbose: Any) -> FitArguments | None:
+def arguments_of(
+    sisa: SISA, x: Any, data: dict[str, Any], validation_split: float, verbose: Any
+) -> FitArguments | None:
     """Return what the caller passed of the arguments of fit, None without data."""
     callbacks = tuple(callback for callback in listed(data.pop("callbacks")) if callback is not sisa)
     if x is not None:

@@ -36,6 +36,7 @@ from pybrush.request import Roster
 from pybrush_keras import _private, checkpoints, patches, serving
 from pybrush_keras.arguments import FitArguments, Settings, fit_arguments, listed
 from pybrush_keras.deployed import checked_space
+from pybrush_keras.fingerprint import check_backend
 from pybrush_keras.given import Given
 from pybrush_keras.kinds import KINDS
 from pybrush_keras.learner import KerasLearner
@@ -260,6 +261,9 @@ class SISA(keras.callbacks.Callback):
                     "weights, build and compile a new model and load them there."
                 )
             space = checked_space(model, space, learner.rows, self.shards or 1)
+        else:
+            forget.check_adapter(recorded, "keras", 1)
+            check_backend(recorded)
         wish = self.wish(learner.arguments.epochs, learner.settings, space)
         if recorded is None:
             wish = noted(wish, [("data", learner.rows.source)], [model], KINDS)

@@ -129,18 +129,21 @@ class PipelineRows:
         if missing:
             kept.update(zip(missing, zip(*nest.flatten(self._read(missing)), strict=True), strict=True))
         leaves = zip(*(kept[int(position)] for position in positions), strict=True)
-        return nest.pack_sequence_as(self._row_function.structured_outputs, [np.stack(leaf) for leaf in leaves])
+        return nest.pack_sequence_as(self._row_function.structured_outputs, [_stacked(leaf) for leaf in leaves])
 
     def _read(self, positions: Sequence[int] | NDArray[np.int64]) -> Any:
-        picked = _private_tf.tensorflow().constant(np.asarray(positions, dtype=np.int64))
-        return _as_arrays(self._row_function(picked))
+        tf = _private_tf.tensorflow()
+        with tf.device("CPU:0"):
+            return _as_arrays(self._row_function(tf.constant(np.asarray(positions, dtype=np.int64))))
 
     @cached_property
     def _row_function(self) -> Any:
         """Positions, shape (n,), to tensors of the rows there; traced once for any number of them."""
         tf = _private_tf.tensorflow()
         signature = [tf.TensorSpec([None], tf.int64)]
-        read = tf.function(functools.partial(_gathered, self.pipeline.rows), input_signature=signature, autograph=False)
+        read = tf.function(
+            functools.partial(_read_on_cpu, self.pipeline.rows), input_signature=signature, autograph=False
+        )
         return read.get_concrete_function()
 
     @cached_property
@@ -163,6 +166,15 @@ def _as_arrays(tensors: Any) -> Any:
     return keras.tree.map_structure(lambda tensor: tensor.numpy(), tensors)
 
 
+def _stacked(entries: Sequence[Any]) -> NDArray[Any]:
+    if not isinstance(entries[0], bytes):
+        return np.stack(entries)
+    # NumPy's own type of bytes cuts zeros at the end off.
+    array = np.empty(len(entries), dtype=object)
+    array[:] = entries
+    return array
+
+
 def _as_tuple(element: Any) -> tuple[Any, ...]:
     return element if isinstance(element, tuple) else (element,)
 
@@ -182,6 +194,12 @@ def _uncut(rows: Source, places: range) -> tuple[Any, range]:
     return rows.dataset, places
 
 
+def _read_on_cpu(rows: Source, positions: Any) -> Any:
+    # As tf.data does: on an accelerator every call would copy the whole source there.
+    with _private_tf.tensorflow().device("CPU:0"):
+        return _gathered(rows, positions)
+
+
 def _gathered(rows: Source, positions: Any) -> Any:
     """Return the rows at some positions as tensors with the rows on axis 0."""
     tf = _private_tf.tensorflow()
@@ -192,7 +210,7 @@ def _gathered(rows: Source, positions: Any) -> Any:
     if isinstance(rows, Zipped):
         return tf.nest.map_structure(lambda part: _gathered(part, positions), rows.below)
     if isinstance(rows, Counted):
-        return rows.numbers.start + rows.numbers.step * positions
+        return tf.cast(rows.numbers.start + rows.numbers.step * positions, rows.dataset.element_spec.dtype)
     return tf.nest.pack_sequence_as(rows.dataset.element_spec, [tf.gather(whole, positions) for whole in rows.tensors])
 
 

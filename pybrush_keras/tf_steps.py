@@ -104,7 +104,7 @@ def take_apart(dataset: Any) -> Pipeline:
     while _private_tf.step_input(at) is not None:
         steps.append(at)
         at = _private_tf.step_input(at)
-    for step in reversed(steps):
+    for step in steps:
         if _private_tf.step_kind(step) not in _STEPS:
             raise _refused(_private_tf.step_kind(step))
     pipeline = _with_files(_source(at), at)
@@ -288,9 +288,9 @@ def _texts(rows: Source, places: range) -> list[list[str]]:
 
 _REMEDIES = {
     "Repeat": "Leave out repeat: epochs= of fit counts the epochs.",
-    "Generator": "Pass pybrush_keras.Source(entries, y, load=...), whose load reads one row.",
     "FlatMap": "Pass pybrush_keras.Source(entries, y, load=...), whose load reads one row.",
     "Filter": "Filter the arrays before from_tensor_slices.",
+    "Unbatch": "Leave out the batch step before it.",
     "Shard": "Cut the arrays before from_tensor_slices.",
     "PaddedBatch": "Pad the rows to one length in a map before batch.",
     "Concatenate": "Join the arrays before from_tensor_slices.",

@@ -38,11 +38,17 @@ _ADVICE = (
 class LightningAdapter:
     """The adapter of `lightning` and `pytorch_lightning`."""
 
+    runner = "trainer"
+    """The group of the configuration that builds what trains: a Trainer."""
+
     trusted = ("pybrush_lightning", "lightning.pytorch", "pytorch_lightning", "torch")
     """Modules from which a record's configuration may build objects without being asked about."""
 
     distrusted = ("lightning.pytorch.cli", "pytorch_lightning.cli")
     """Modules among them whose classes import and call whatever their arguments name."""
+
+    builders = ()
+    """Functions that may build objects: none, a module is a class."""
 
     def claims(self, model: Any) -> int:
         """Return 1 for a LightningModule of either package, else 0."""

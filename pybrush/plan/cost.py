@@ -58,7 +58,7 @@ def epochs_per_slice(epochs: int, slices: int) -> int:
     epochs on the whole shard, rounded up.
 
     Args:
-        epochs: epochs of the fit without slices, the trainer's `max_epochs`.
+        epochs: epochs of the fit without slices.
         slices: number of slices R of a shard.
 
     Raises:
@@ -88,7 +88,7 @@ def expected_cost(
         samples: number n of ids before the first request.
         shards: number S of shards.
         slices: number R of slices of a shard.
-        epochs: epochs of the fit without slices, the trainer's `max_epochs`.
+        epochs: epochs of the fit without slices.
         requests: number K of forgotten ids, fewer than `samples`.
         order: "batch" serves all ids in one request, "sequential" one id after another.
         placement: "keyed" draws the cell of each id independently, as ShardPlan does. "equal" cuts the ids

@@ -30,7 +30,7 @@ class Sizes:
     Attributes:
         samples: rows in the training data.
         shards: S. slices: R of each shard.
-        epochs: epochs of a fit without slices, the trainer's `max_epochs`.
+        epochs: epochs of a fit without slices.
         stage_bytes: bytes of one stage's state; None where they are not known.
         has_subjects: whether rows belong to persons.
 

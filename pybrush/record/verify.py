@@ -125,7 +125,7 @@ def _check_depth(depth: str) -> None:
     if depth not in get_args(Depth):
         raise ConfigurationError(
             f"depth must be 'manifests' or 'digests'; got {depth!r}. The third depth trains stages again and needs "
-            "model and data: call replay(trainer, ...), or `pybrush verify record=FOLDER depth=replay`."
+            "model and data: call the adapter's replay, or `pybrush verify record=FOLDER depth=replay`."
         )
 
 

@@ -29,8 +29,9 @@ from pybrush.settings import (
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "pybrush"
 GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
-PARTS = [path for path in GROUP_FILES if path.parent.name != "experiment"]
-EXPERIMENTS = [path.stem for path in GROUP_FILES if path.parent.name == "experiment"]
+OURS = [path for path in GROUP_FILES if "keras" not in path.stem and path.parent.name != "fit"]
+PARTS = [path for path in OURS if path.parent.name not in ("experiment", "framework")]
+EXPERIMENTS = [path.stem for path in OURS if path.parent.name == "experiment"]
 
 NOT_OFFERED = {"SISA": {"rebuild_all"}}
 """Arguments that this version only takes at their default."""
@@ -54,7 +55,8 @@ def nodes(path):
 
 
 def test_the_groups_are_the_documented_ones():
-    assert {path.parent.name for path in GROUP_FILES} == {"model", "data", "trainer", "callbacks", "experiment"}
+    groups = {"framework", "model", "data", "trainer", "fit", "callbacks", "experiment"}
+    assert {path.parent.name for path in GROUP_FILES} == groups
 
 
 @pytest.mark.parametrize("path", PARTS, ids=str)
@@ -66,6 +68,14 @@ def test_a_group_file_builds_what_it_names(path, tmp_path, monkeypatch):
     made = list(objects.values()) if isinstance(objects, dict) else [objects]
     assert [type(item) for item in made] == expected
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_framework_chooses_every_group_of_a_training():
+    lightning, keras = composed(), composed("framework=keras")
+    assert set(lightning) == {"adapter", "seed", "test", "model", "data", "trainer", "callbacks"}
+    assert set(keras) == {"adapter", "seed", "test", "model", "data", "fit", "callbacks"}
+    assert (lightning.adapter, keras.adapter) == ("lightning", "keras")
+    assert lightning == composed("framework=lightning")
 
 
 @pytest.mark.parametrize("path", PARTS, ids=str)

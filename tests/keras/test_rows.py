@@ -1,9 +1,5 @@
 """What ArrayRows picks is what plain indexing and Keras' own array adapter give."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pandas as pd
@@ -13,7 +9,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 
 from pybrush.content import encode
 from pybrush.errors import ConfigurationError, UnsupportedError
-from pybrush_keras.rows import rows_of
+from pybrush_keras.rows import rows_of, rows_to_forget
 from pybrush_keras.views import places_of
 
 N = 11
@@ -39,6 +35,7 @@ def cases():
         "a dictionary": ({"left": x, "right": y}, {"out": y, "more": x}),
         "tuples in a dictionary": ({"pair": (x, y), "one": w}, y),
         "one weight for two targets": (x, {"a": y, "b": y}, w),
+        "a weight in a column": (x, (y, y), w[:, None]),
         "a weight for each of two targets": (x, (y, y), (w, w)),
         "a target that is not used": (x, {"a": y, "b": None}),
         "a table": (table, table["b"]),
@@ -105,35 +102,18 @@ def test_there_are_as_many_rows_as_positions():
             rows[position]
 
 
-TORCH_TWIN = """
-import sys
-import numpy as np, torch
-from torch.utils.data import TensorDataset
-import pybrush_lightning
-from pybrush.content import encode
+@pytest.mark.skipif(TENSORFLOW, reason="torch and TensorFlow are not imported into one process")
+def test_a_row_has_the_content_of_the_same_row_of_a_torch_data_set():
+    import torch
+    from torch.utils.data import TensorDataset
 
-arrays = np.load(sys.argv[1])
-for dtype in sys.argv[2:]:
-    data = TensorDataset(*(torch.tensor(arrays[name].astype(dtype)) for name in "xyw"))
-    for row in range(len(data)):
-        print(encode(data[row]).hex())
-"""
-
-
-def test_a_row_has_the_content_of_the_same_row_of_a_torch_data_set(tmp_path):
-    arrays = {"x": numbers(N, 3), "y": numbers(N, seed=3), "w": numbers(N, 2, 2, seed=4)}
-    np.savez(tmp_path / "arrays.npz", **arrays)
-    dtypes = ["float64", "float32", "float16", "int64", "int32", "uint8", "bool"]
-    command = [sys.executable, "-c", TORCH_TWIN, str(tmp_path / "arrays.npz"), *dtypes]
-    twin = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
-    found = []
-    for dtype in dtypes:
-        rows = rows_of(*(array.astype(dtype) for array in arrays.values()))
-        tensors = rows_of(*(keras.ops.convert_to_tensor(array.astype(dtype)) for array in arrays.values()))
-        for position in range(N):
-            found.append(encode(rows[position]).hex())
-            assert found[-1] == encode(tensors[position]).hex()
-    assert found == twin.split()
+    arrays = (numbers(N, 3), numbers(N, seed=3), numbers(N, 2, 2, seed=4))
+    for dtype in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool"):
+        given = [array.astype(dtype) for array in arrays]
+        tensors = [torch.tensor(array) for array in given]
+        # That a tensor and its array are one content is a test of the Lightning adapter.
+        twin = [encode(tuple(part.numpy() for part in row)) for row in TensorDataset(*tensors)]
+        assert [encode(row) for row in rows_of(*given)] == [encode(row) for row in rows_of(*tensors)] == twin
 
 
 def test_text_is_str_in_a_raw_sample():
@@ -237,6 +217,17 @@ class TestForgetSets:
         assert self.where(self.x[1:3], self.y[1:3], rows=rows_of(self.x)) is None
 
 
+def test_a_forget_set_is_one_to_three_parts():
+    x, y, w = numbers(N, 3), np.arange(N), numbers(N)
+    rows = rows_of(x, y, w)
+    for forget in (x[2:4], (x[2:4],), (x[2:4], y[2:4]), (x[2:4], y[2:4], w[2:4])):
+        assert rows.positions_of(rows_to_forget(forget)) == [2, 3]
+    assert encode(rows_to_forget((x[[5]], y[[5]], w[[5]]))[0]) == encode(rows[5])
+    for forget in ((), (x, y, w, w)):
+        with pytest.raises(UnsupportedError, match=f"got a tuple of {len(forget)}"):
+            rows_to_forget(forget)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -251,6 +242,30 @@ class TestForgetSets:
 def test_arrays_without_one_row_each_are_refused(arguments, words):
     with pytest.raises(ConfigurationError, match=words):
         rows_of(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("y", "weights", "words"),
+    [
+        ({"a": numbers(4), "b": numbers(4)}, numbers(4, 2), r"one weight for each row; got shape \(4, 2\)"),
+        ({"a": numbers(4), "b": numbers(4)}, {"a": numbers(4)}, "have the structure of y"),
+        ((numbers(4), numbers(4)), (numbers(4), (numbers(4),)), "have the structure of y"),
+    ],
+    ids=str,
+)
+def test_weights_that_keras_refuses_are_refused(y, weights, words):
+    with pytest.raises(ConfigurationError, match=words):
+        rows_of(numbers(4), y, weights)
+    with pytest.raises(ValueError, match=r"sample_weight|samples"):
+        get_data_adapter(numbers(4), y, weights)
+
+
+def test_settings_that_keras_does_not_have_are_refused():
+    for arguments in ({"batch_size": 0}, {"batch_size": 1.5}):
+        with pytest.raises(ConfigurationError, match="batch_size must be a whole number"):
+            rows_of(numbers(4), **arguments)
+    with pytest.raises(ConfigurationError, match="shuffle must be True, False or 'batch'; got 'rows'"):
+        rows_of(numbers(4), shuffle="rows")
 
 
 @pytest.mark.parametrize("share", [0.999999999, 1e-18, 1.0, 1.5, -0.2])

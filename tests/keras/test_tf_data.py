@@ -10,7 +10,7 @@ import pytest
 from pybrush.content import encode
 from pybrush.errors import ConfigurationError, UnsupportedError
 from pybrush_keras import _private_tf
-from pybrush_keras.rows import rows_of
+from pybrush_keras.rows import rows_of, rows_to_forget
 
 tf = pytest.importorskip("tensorflow")
 TENSORFLOW = keras.config.backend() == "tensorflow"
@@ -57,6 +57,9 @@ def pipelines():
         "a zip of unequal parts": tf.data.Dataset.zip({"a": slices(X[:7]), "b": slices(X).skip(3)}).batch(4),
         "a range": tf.data.Dataset.range(N).map(looked_up).batch(4),
         "a range by steps": tf.data.Dataset.range(1, 20, 3).batch(4),
+        "a range of another type": tf.data.Dataset.range(2, 9, output_type="int32").batch(4),
+        "text that ends in zeros": slices(([b"a\0", b"b"], [0, 1])).batch(4),
+        "cached text": words.map(lambda word, y: (word + "\0", y)).cache().batch(4),
         "a range backwards": tf.data.Dataset.range(20, 1, -3).batch(4),
         "prefetch, cache and options": data.cache()
         .map(double)
@@ -293,6 +296,9 @@ def test_files_that_a_users_map_reads_are_a_column(texts):
     dataset = tf.data.Dataset.list_files(str(texts / "*" / "*.txt"), shuffle=False)
     rows = rows_of(dataset.map(lambda path: (tf.io.read_file(path), 1)).skip(1).batch(2))
     assert rows.column("file_paths") == files[1:]
+    shuffled = rows_of(tf.data.Dataset.list_files(files).map(tf.io.read_file).batch(2))
+    assert shuffled.shuffle is True
+    assert [row[0] for row in shuffled] == [Path(file).read_bytes() for file in shuffled.column("file_paths")]
     labelled = slices((files, ["a"] * len(files)))
     assert rows_of(labelled.map(lambda path, y: (tf.io.read_file(path), y)).batch(2)).column("file_paths") is None
     assert rows_of(slices(files).batch(2)).column("file_paths") is None
@@ -338,6 +344,15 @@ class TestForgetSets:
         assert rows_of(X, Y).positions_of(rows_of(self.base.batch(4))) is None
 
 
+def test_a_forget_set_needs_no_batch_step():
+    base = slices((X, Y)).map(double)
+    rows = rows_of(base.shuffle(3).batch(4))
+    for forget in (base.skip(3).take(2), base.skip(3).take(2).batch(5)):
+        assert rows.positions_of(rows_to_forget(forget)) == [3, 4]
+    other = rows_to_forget(slices((X[:2] * 2, Y[:2])))
+    assert rows.positions_of(other) is None and [encode(row) for row in other] == [encode(rows[0]), encode(rows[1])]
+
+
 def generated():
     yield X[0], 1
 
@@ -356,7 +371,7 @@ def refused():
         "flat_map": (data.flat_map(lambda x, y: slices(x)).batch(4), "FlatMap step"),
         "interleave": (data.interleave(lambda x, y: slices(x)).batch(4), "Interleave step.*from_tensor_slices"),
         "shard": (data.shard(2, 0).batch(4), "Shard step.*Cut the arrays"),
-        "unbatch": (data.batch(4).unbatch().batch(2), "Unbatch step"),
+        "unbatch": (data.batch(4).unbatch().batch(2), "Unbatch step.*batch step before it"),
         "concatenate": (data.concatenate(data).batch(4), "Concatenate step.*Join the arrays"),
         "padded batches": (data.padded_batch(4), "PaddedBatch step.*Pad the rows"),
         "one tensor": (tf.data.Dataset.from_tensors(X), "Tensor step"),
