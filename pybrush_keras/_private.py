@@ -46,6 +46,17 @@ def begin_at_given_epoch(model: Any) -> None:
     model._initial_epoch = None
 
 
+def compile_anew(model: Any) -> None:
+    """Let the steps of training and validation be compiled again when they run next.
+
+    A compiled step holds what Python held when it was first run: attributes, flags, numbers drawn by NumPy, the seeds
+    of TensorFlow's own random operations. The steps of PyTorch look each time.
+    """
+    if keras.backend.backend() != "torch":
+        model.make_train_function(force=True)
+        model.make_test_function(force=True)
+
+
 def own_optimizer(wrapper: Any) -> Any:
     """Return the optimizer in a LossScaleOptimizer, any other one as it is."""
     return getattr(wrapper, "inner_optimizer", wrapper)
