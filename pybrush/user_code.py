@@ -8,7 +8,7 @@ import math
 import sys
 import sysconfig
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -78,5 +78,10 @@ def is_installed(item: Any) -> bool:
 
 def is_installed_file(file: str) -> bool:
     """Whether a file belongs to the standard library or an installed distribution."""
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return any(file.startswith(place) for place in places)
+    return file.startswith(_places())
+
+
+@cache
+def _places() -> tuple[str, ...]:
+    """Return the folders of the standard library and of installed distributions."""
+    return tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})

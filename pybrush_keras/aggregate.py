@@ -46,7 +46,7 @@ def combine(outputs: list[Any], space: Space, how: How) -> Any:
     """
     own = keras.backend.standardize_dtype(outputs[0].dtype)
     # Half precision would round each of the steps.
-    wide = keras.backend.result_type(own, "float32")
+    wide = "float64" if own == "float64" else "float32"
     stack = ops.stack([ops.cast(output, wide) for output in outputs])
     return ops.cast(_combined(stack, len(outputs), space, how), own)
 

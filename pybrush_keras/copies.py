@@ -6,8 +6,10 @@ model that cannot be copied is refused before anything is trained (`check_copyab
 
 from __future__ import annotations
 
+import inspect
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,10 @@ from pybrush_keras import _private
 
 Arrays = Sequence[NDArray[Any]]
 """One array for each of `model.variables`, in that order; one of bfloat16 comes in that type or in float32."""
+
+_KERAS_OWN = ("name", "trainable", "dtype")
+
+_FROM_CONFIG = (keras.layers.Layer.from_config.__func__, keras.Model.from_config.__func__)
 
 _OWN_CONFIG = (
     "Give the class get_config(), which returns the arguments of __init__ (and from_config() where one of them is an "
@@ -100,6 +106,8 @@ def inputs_of(model: Any, example: Any = None) -> Any:
         return keras.tree.map_structure(_input_like, model.input)
     if isinstance(model, keras.Sequential) and model.inputs:
         return _input_like(model.inputs[0])
+    if isinstance(example, dict):
+        return {name: _input_of_array(array, name) for name, array in example.items()}
     if example is not None:
         return keras.tree.map_structure(_input_of_array, example)
     shapes = (model.get_build_config() or {}).get("input_shape")
@@ -119,17 +127,18 @@ def _input_like(tensor: Any) -> Any:
     return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
 
 
-def _input_of_array(array: Any) -> Any:
-    return keras.Input(shape=tuple(array.shape)[1:], dtype=keras.backend.standardize_dtype(array.dtype))
+def _input_of_array(array: Any, name: str | None = None) -> Any:
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    return keras.Input(shape=tuple(array.shape)[1:], dtype=dtype, name=name)
 
 
-def _inputs_of_shapes(shapes: Any, dtype: str) -> Any:
+def _inputs_of_shapes(shapes: Any, dtype: str, name: str | None = None) -> Any:
     if isinstance(shapes, dict):
-        return {name: _inputs_of_shapes(shape, dtype) for name, shape in shapes.items()}
+        return {key: _inputs_of_shapes(shape, dtype, key) for key, shape in shapes.items()}
     if all(size is None or isinstance(size, int) for size in shapes):
         # Half precision would round what the copy is to cast itself.
-        wide = keras.backend.result_type(dtype, "float32")
-        return keras.Input(shape=tuple(shapes)[1:], dtype=wide)
+        wide = "float64" if dtype == "float64" else "float32"
+        return keras.Input(shape=tuple(shapes)[1:], dtype=wide, name=name)
     return [_inputs_of_shapes(shape, dtype) for shape in shapes]
 
 
@@ -155,9 +164,10 @@ def _made_again(model: Any) -> Any:
             "class_name": kind.__name__,
             "config": config,
             "registered_name": keras.saving.get_registered_name(kind),
-            "build_config": model.get_build_config() if model.built else None,
         }
-        with _draws_kept(), _private.objects_shared(), _private.any_function():
+        if kind.build_from_config is not keras.Model.build_from_config and model.built:
+            described["build_config"] = model.get_build_config()  # builds in a way of its own; others are called
+        with _as_before(model), _private.objects_shared(), _private.any_function():
             return keras.saving.deserialize_keras_object(described, custom_objects=_classes_of(model), safe_mode=False)
     except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise _not_copyable(model, f"Keras could not make it again ({error})") from error
@@ -171,17 +181,25 @@ def _not_copyable(model: Any, why: str) -> UnsupportedError:
 
 
 @contextmanager
-def _draws_kept() -> Iterator[None]:
-    """Leave Python's generator as it was: Keras draws the seeds of layers that have none from it."""
-    state = random.getstate()
+def _as_before(model: Any) -> Iterator[None]:
+    """Make things in the precision of a model, and leave the process as it was.
+
+    Keras draws the seeds of layers that have none from Python's generator.
+    """
+    draws, policy = random.getstate(), keras.config.dtype_policy()
+    keras.config.set_dtype_policy(model.dtype_policy)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Said of each layer of the user's own that is built by its first call, which follows here.
+            warnings.filterwarnings("ignore", message=r"`build\(\)` was called on layer")
+            yield
     finally:
-        random.setstate(state)
+        keras.config.set_dtype_policy(policy)
+        random.setstate(draws)
 
 
 def _classes_of(model: Any) -> dict[str, Any]:
-    """Return classes and functions in a model that are not Keras' own, by the names that its config has for them."""
+    """Return what makes classes and functions in a model that are not Keras' own, by their names in its config."""
     found: dict[str, Any] = {}
     for layer in _private.layers_of(model):
         for value in (layer, *vars(layer).values()):
@@ -189,8 +207,26 @@ def _classes_of(model: Any) -> dict[str, Any]:
             if made is not type(value) or hasattr(value, "get_config"):
                 name = keras.saving.get_registered_name(made)
                 if not str(getattr(made, "__module__", "")).startswith("keras."):
-                    found[name] = made
+                    found[name] = _Maker(made) if made is type(layer) else made
     return found
+
+
+class _Maker:
+    """Stands for a class of layers whose `__init__` takes no arguments of Keras' own.
+
+    Keras puts name, precision and whether it is trained into the config of each layer, also where the class cannot be
+    made with them.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    def from_config(self, config: dict[str, Any]) -> Any:
+        """Make one, with what its class takes."""
+        taken = inspect.signature(self.kind.__init__).parameters
+        if self.kind.from_config.__func__ in _FROM_CONFIG and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            config = {name: value for name, value in config.items() if name in taken or name not in _KERAS_OWN}
+        return self.kind.from_config(config)
 
 
 # Pairing
@@ -222,6 +258,8 @@ def _paired(model: Any, copy: Any) -> _Pairs:
         if other is None or type(other) is not type(layer):
             raise _not_copyable(model, f"a copy from its config has no {type(layer).__name__} at {path or 'the top'}")
         layers.append((layer, other))
+        if other.dtype_policy.name != layer.dtype_policy.name:
+            raise _not_copyable(model, f"a copy from its config computes {layer.name} in {other.dtype_policy.name}")
         mine, theirs = _private.own_variables(layer), _private.own_variables(other)
         if [_kind_of(variable) for variable in mine] != [_kind_of(variable) for variable in theirs]:
             raise _not_copyable(model, f"a copy from its config has other variables in {layer.name}")

@@ -68,12 +68,9 @@ class KerasLearner:
         }
 
     def write_state(self, tree: Any) -> None:
-        """Put model, optimizers and callbacks back; what an approximate method left has no optimizer state."""
+        """Put model, optimizers and callbacks back."""
         state.write_model(self.model, tree["model"])
-        if tree["optimizers"] is None:
-            self.drop_training()
-        else:
-            state.write_optimizers(self.model, tree["optimizers"])
+        state.write_optimizers(self.model, tree["optimizers"])
         state.write_attributes_of(state.stateful_callbacks(self.arguments.callbacks), tree["callbacks"])
         self.counters = (tree["counters"][0], tree["counters"][1])
 

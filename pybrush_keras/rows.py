@@ -18,6 +18,7 @@ from pybrush.naming import Rows
 from pybrush_keras.array_rows import ArrayRows
 from pybrush_keras.source import Source
 from pybrush_keras.tf_data import PipelineRows
+from pybrush_keras.tf_steps import take_apart
 
 _DEFAULT_BATCH_SIZE = 32  # Keras' own
 
@@ -106,6 +107,25 @@ def rows_of(
         shuffle=shuffle,
         validation_split=validation_split,
     )
+
+
+def rows_to_forget(forget: Any) -> KerasRows:
+    """Return the rows of a forget set.
+
+    Args:
+        forget: x, (x, y) or (x, y, sample_weight) as for `fit`, a `pybrush_keras.Source`, or a tf.data pipeline with
+            a batch step or without. A row is found by content only with all parts that it was trained with.
+
+    Raises:
+        UnsupportedError: for data whose rows cannot be picked, with what to pass instead.
+        ConfigurationError: for arrays of unequal lengths.
+    """
+    if ("tensorflow", "DatasetV2") in _kinds(forget):
+        return PipelineRows(forget if take_apart(forget).batch_size else forget.batch(1))
+    parts = forget if isinstance(forget, tuple) else (forget,)
+    if not 1 <= len(parts) <= 3:
+        raise UnsupportedError(f"a forget set is x, (x, y) or (x, y, sample_weight); got a tuple of {len(parts)}.")
+    return rows_of(*parts)
 
 
 _AS_ARRAYS = "Pass arrays, pybrush_keras.Source(files, y, load=...), or a tf.data pipeline from from_tensor_slices."

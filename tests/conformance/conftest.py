@@ -14,8 +14,40 @@ if BACKEND:
     # Keras reads it when it is imported.
     os.environ["KERAS_BACKEND"] = BACKEND
 
+from tests.conformance.elsewhere import Elsewhere
+from tests.conformance.harness import SWITCH, load
+from tests.conformance.shelf import Shelf
+
 
 @pytest.fixture(scope="session")
 def adapter_name():
     """The adapter that is tested: "lightning", "keras-tensorflow" or "keras-torch"."""
     return ADAPTER
+
+
+@pytest.fixture(scope="session")
+def framework():
+    """The framework that is tested."""
+    return load(ADAPTER)
+
+
+@pytest.fixture(scope="session")
+def elsewhere():
+    """Other processes, which have seen nothing."""
+    found = Elsewhere()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def shelf(framework, tmp_path_factory):
+    """Records that were fitted once in this process."""
+    return Shelf(framework, tmp_path_factory.mktemp("shelf"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_wrong():
+    """Each test begins and ends with a switch that is off."""
+    SWITCH.set()
+    yield
+    SWITCH.set()

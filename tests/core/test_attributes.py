@@ -34,7 +34,10 @@ class Layer:
 
 
 class Listing(list):
-    """The framework's own kind of list."""
+    """The framework's own kind of list, which cannot be pickled."""
+
+    def __reduce__(self):
+        raise TypeError
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,10 @@ def in_a_layer(owner):
 
 CHANGES = {
     "an object": (lambda: Own(count=0), grown),
+    "an object in the framework's own list": (
+        lambda: Listing([Own(count=0)]),
+        lambda owner: grown(Own(held=owner.held[0])),
+    ),
     "what is trained": (lambda: np.zeros(2, np.float16), trained),
     "a layer that is no part": (Layer, in_a_layer),
     "another object that cannot be pickled": (lambda: [lambda: 0], lambda owner: setattr(owner, "held", [lambda: 0])),

@@ -103,7 +103,7 @@ WRAPPED = [
     lambda d: d,
     lambda d: Part(d, range(40)),
     lambda d: Joined(list, d, Rows()),
-    lambda d: Joined(tuple, Rows(), Part(d, range(40))),
+    lambda d: Joined(tuple, TABLE, Part(d, range(40))),
 ]
 
 a_generator = np.random.default_rng(0)
@@ -190,10 +190,10 @@ def test_rows_that_draw_from_the_global_generators_or_not_at_all_pass(kind):
 
 
 def test_what_a_data_set_has_kept_is_still_there_after_the_look():
-    data = Rows(lambda d, r, x: d.cache.setdefault(r, x * 2), cache={})
+    data = Rows(lambda d, r, x: d.cache.setdefault(r, x * 2), cache=(cache := {}))
     parts = Joined(list, data, Rows())
     check(parts)
-    assert data.cache and parts.parts[0] is data
+    assert data.cache is cache and cache and parts.parts[0] is data
 
 
 class Closing(Rows):
@@ -232,10 +232,10 @@ def test_rows_are_looked_at_from_the_first_to_the_last_each_once(length):
     assert (places[0], places[-1]) == (0, length - 1)
 
 
-def test_rows_that_are_drawn_anew_cannot_be_named_by_content():
+def test_rows_that_are_drawn_anew_cannot_be_named_by_content_and_the_adapter_says_what_to_do():
     check_fixed(Rows(), plain, RANDOMNESS, "Pass ids=.")
     before = random_state()
-    with pytest.raises(ContentError, match=r"32 of 32 samples differ .*content='off'"):
+    with pytest.raises(ContentError, match=r"^32 of 32 samples differ .* by content\. Pass ids=\.$"):
         check_fixed(Rows(jitter), plain, RANDOMNESS, "Pass ids=.")
     assert random_state() == before
 

@@ -119,7 +119,8 @@ def test_neither_key_nor_framework_is_needed(here):
     (here / "records/digits.key").unlink()
     code = (
         "import sys\n"
-        "for name in ('torch', 'lightning', 'pytorch_lightning', 'pybrush_lightning'): sys.modules[name] = None\n"
+        "for name in 'torch lightning pytorch_lightning pybrush_lightning keras pybrush_keras'.split():\n"
+        "    sys.modules[name] = None\n"
         "from pybrush.app import main\n"
         f"sys.exit(main({INFO}) or main({[*INFO, 'as_json=true']}))"
     )

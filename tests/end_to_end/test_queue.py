@@ -102,7 +102,8 @@ def test_neither_framework_nor_configuration_is_needed_to_note_a_request(here, r
     (here / "records/digits/config.yaml").unlink()
     code = (
         "import sys\n"
-        "for name in ('torch', 'lightning', 'pytorch_lightning', 'pybrush_lightning'): sys.modules[name] = None\n"
+        "for name in 'torch lightning pytorch_lightning pybrush_lightning keras pybrush_keras'.split():\n"
+        "    sys.modules[name] = None\n"
         "from pybrush.app import main\n"
         f"sys.exit(main(['enqueue', '{RECORD}', '{forget(here, rows.ids[:1])}']))"
     )

@@ -45,13 +45,19 @@ def named_inputs():
 
 
 def shared():
-    """One layer twice, and one encoder beside a model that holds it too."""
+    """One layer twice, and an encoder that is called twice."""
     one = keras.Input((4,))
     encoder = keras.Sequential([keras.Input((4,)), layers.Dense(4, activation="relu")], name="encoder")
-    inner_input = keras.Input((4,))
-    inner = keras.Model(inner_input, layers.Dense(4)(encoder(inner_input)), name="inner")
     twice = layers.Dense(4, activation="tanh")
-    return keras.Model(one, layers.Dense(CLASSES)(twice(twice(inner(one))) + encoder(one)))
+    return keras.Model(one, layers.Dense(CLASSES)(twice(twice(encoder(one))) + encoder(encoder(one))))
+
+
+def tied():
+    """An encoder beside a model that holds it too: Keras saves it twice, as two."""
+    one, inner_input = keras.Input((4,)), keras.Input((4,))
+    encoder = keras.Sequential([keras.Input((4,)), layers.Dense(4, activation="relu")], name="encoder")
+    inner = keras.Model(inner_input, layers.Dense(4)(encoder(inner_input)), name="inner")
+    return keras.Model(one, layers.Dense(CLASSES)(inner(one) + encoder(one)))
 
 
 def normalized():

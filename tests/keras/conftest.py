@@ -28,3 +28,13 @@ def _no_framework_of_another_adapter(request):
     if all("keras" in argument for argument in request.config.args):
         found = sorted(FOREIGN & sys.modules.keys())
         assert not found, f"tests on the {BACKEND} backend imported {', '.join(found)}"
+
+
+@pytest.fixture(scope="session")
+def fresh_process():
+    """Another process that trains a case without the forgotten rows."""
+    from tests.keras.twin import FreshProcess
+
+    process = FreshProcess()
+    yield process
+    process.close()

@@ -166,7 +166,7 @@ def test_the_aggregate_answers_as_the_constituents_one_by_one(name, how):
     constituents = constituents_for(model)
     found = aggregate_model(model, constituents, "logits", how, case.example).predict(case.x, verbose=0)
     expected = twin(case, constituents, how)
-    tolerance = 2e-2 if name == "half" else 1e-5
+    tolerance = 2e-2 if name in ("half", "mixed") else 1e-5
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=tolerance, atol=tolerance)
 
 
@@ -189,10 +189,10 @@ def test_the_users_model_is_not_changed_and_shares_nothing(name):
     model.compile("adam", "mse", metrics=["mae"])
     before = [wide(variable) for variable in model.variables]
     attributes, drawn = set(vars(model)), random.getstate()
-    flags = [(layer.trainable, layer.built) for layer in _private.all_layers(model)]
+    flags = [(layer.trainable, layer.built) for layer in _private.layers_of(model)]
     aggregate = aggregate_model(model, constituents_for(model), "logits", "mean", case.example)
     assert all(np.array_equal(a, wide(variable)) for a, variable in zip(before, model.variables, strict=True))
-    assert [(layer.trainable, layer.built) for layer in _private.all_layers(model)] == flags
+    assert [(layer.trainable, layer.built) for layer in _private.layers_of(model)] == flags
     assert set(vars(model)) == attributes and random.getstate() == drawn
     everything = [*aggregate.variables, *aggregate.metrics_variables]
     own = {id(variable) for variable in [*model.variables, *model.metrics_variables, *model.optimizer.variables]}
@@ -398,27 +398,18 @@ def test_a_metric_that_cannot_be_copied_is_told(caplog):
 
 
 def test_a_class_whose_arguments_keras_cannot_record_is_refused_before_it_is_trained():
-    class Counting(keras.Model):
-        def __init__(self, maker):
-            super().__init__()
-            self.head = maker(CLASSES)
-
-        def call(self, x):
-            return self.head(x)
-
     class Forgetful(Subclassed):
         """Says less than it was made with."""
 
         def get_config(self):
             return {}
 
-    for model in (Unrecorded([Block(5), layers.Dense(CLASSES)]), Counting(lambda units: layers.Dense(units))):
-        check = pytest.raises(UnsupportedError, match="get_config")
-        with check:
-            check_copyable(model)
-        model(inputs())
-        with pytest.raises(UnsupportedError, match="get_config"):
-            check_copyable(model)
+    model = Unrecorded([Block(5), layers.Dense(CLASSES)])
+    with pytest.raises(UnsupportedError, match="get_config"):
+        check_copyable(model)
+    model(inputs())
+    with pytest.raises(UnsupportedError, match="get_config"):
+        check_copyable(model)
     model = Forgetful(width=7)
     model(inputs())
     with pytest.raises(UnsupportedError, match=r"get_config"):

@@ -9,7 +9,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 
 from pybrush.content import encode
 from pybrush.errors import ConfigurationError, UnsupportedError
-from pybrush_keras.rows import rows_of
+from pybrush_keras.rows import rows_of, rows_to_forget
 from pybrush_keras.views import places_of
 
 N = 11
@@ -215,6 +215,17 @@ class TestForgetSets:
 
     def test_a_forget_set_with_more_than_the_rows_have_is_not(self):
         assert self.where(self.x[1:3], self.y[1:3], rows=rows_of(self.x)) is None
+
+
+def test_a_forget_set_is_one_to_three_parts():
+    x, y, w = numbers(N, 3), np.arange(N), numbers(N)
+    rows = rows_of(x, y, w)
+    for forget in (x[2:4], (x[2:4],), (x[2:4], y[2:4]), (x[2:4], y[2:4], w[2:4])):
+        assert rows.positions_of(rows_to_forget(forget)) == [2, 3]
+    assert encode(rows_to_forget((x[[5]], y[[5]], w[[5]]))[0]) == encode(rows[5])
+    for forget in ((), (x, y, w, w)):
+        with pytest.raises(UnsupportedError, match=f"got a tuple of {len(forget)}"):
+            rows_to_forget(forget)
 
 
 @pytest.mark.parametrize(

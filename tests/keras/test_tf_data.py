@@ -10,7 +10,7 @@ import pytest
 from pybrush.content import encode
 from pybrush.errors import ConfigurationError, UnsupportedError
 from pybrush_keras import _private_tf
-from pybrush_keras.rows import rows_of
+from pybrush_keras.rows import rows_of, rows_to_forget
 
 tf = pytest.importorskip("tensorflow")
 TENSORFLOW = keras.config.backend() == "tensorflow"
@@ -342,6 +342,15 @@ class TestForgetSets:
             assert self.where(self.base.batch(4), forget) is None
         assert rows_of(self.base.batch(4)).positions_of(rows_of(X, Y)) is None
         assert rows_of(X, Y).positions_of(rows_of(self.base.batch(4))) is None
+
+
+def test_a_forget_set_needs_no_batch_step():
+    base = slices((X, Y)).map(double)
+    rows = rows_of(base.shuffle(3).batch(4))
+    for forget in (base.skip(3).take(2), base.skip(3).take(2).batch(5)):
+        assert rows.positions_of(rows_to_forget(forget)) == [3, 4]
+    other = rows_to_forget(slices((X[:2] * 2, Y[:2])))
+    assert rows.positions_of(other) is None and [encode(row) for row in other] == [encode(rows[0]), encode(rows[1])]
 
 
 def generated():
