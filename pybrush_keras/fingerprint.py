@@ -21,6 +21,7 @@ from pybrush.names import Namer
 from pybrush.record import Record
 from pybrush.user_code import code_of, is_installed, plain_of, short_of, source_of, sources_of
 from pybrush_keras import _private, state
+from pybrush_keras.attributes import optimizers_of
 
 _CHANGING = ("learning_rate", "name", "initial_scale", "dynamic_growth_steps")
 """Entries of an optimizer's configuration that are a name, or a value that callbacks change and a state holds."""
@@ -41,7 +42,7 @@ def semantic(model: Any, settings: Mapping[str, Any], callbacks: Iterable[Any]) 
         "layers": [_layer(layer) for layer in _private.layers_of(model)],
         "architecture": architecture(model),
         "parameters": [[v.name, v.dtype, *map(int, v.shape)] for v in model.variables],
-        "optimization": [_optimizer(optimizer) for optimizer in state.optimizers_of(model)],
+        "optimization": [_optimizer(optimizer) for optimizer in optimizers_of(model)],
         "loss": loss(model),
         "loader": dict(settings),
         "callbacks": [name for name, _ in state.stateful_callbacks(callbacks)],
@@ -78,7 +79,7 @@ def environment(model: Any) -> dict[str, Any]:
 
 def sources(model: Any, callbacks: Iterable[Any]) -> dict[str, str]:
     """Return the source text of the user's classes and functions, "unknown" where there is none."""
-    owners = [*_private.layers_of(model), *state.optimizers_of(model), *_losses(model), *callbacks]
+    owners = [*_private.layers_of(model), *optimizers_of(model), *_losses(model), *callbacks]
     found = sources_of(base for owner in owners for base in type(owner).__mro__)
     held = (value for owner in owners for value in getattr(owner, "__dict__", {}).values())  # a loss may be a word
     for item in [*_losses(model), *held]:

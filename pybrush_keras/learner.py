@@ -18,7 +18,7 @@ from pybrush.plan.order import Positions, Seeds
 from pybrush.readings import Reader, fingerprint_of_rows
 from pybrush_keras import _private, fingerprint, patches, state
 from pybrush_keras.arguments import FitArguments, Settings
-from pybrush_keras.attributes import KNOWN, REMEDY, own_layers
+from pybrush_keras.attributes import REMEDY, known_parts, optimizers_of, own_layers
 from pybrush_keras.kinds import KINDS
 from pybrush_keras.progress import bar
 from pybrush_keras.randomness import RANDOMNESS, seed_all, seed_layers
@@ -64,7 +64,7 @@ class KerasLearner:
         return {
             "model": state.read_model(self.model),
             "optimizers": state.read_optimizers(self.model),
-            "callbacks": state.read_attributes(state.stateful_callbacks(self.arguments.callbacks)),
+            "callbacks": state.read_attributes(self._callbacks(), known_parts(self.model)),
             "counters": list(self.counters),
         }
 
@@ -72,7 +72,7 @@ class KerasLearner:
         """Put model, optimizers and callbacks back."""
         state.write_model(self.model, tree["model"])
         state.write_optimizers(self.model, tree["optimizers"])
-        state.write_attributes_of(state.stateful_callbacks(self.arguments.callbacks), tree["callbacks"])
+        state.write_attributes_of(self._callbacks(), tree["callbacks"], known_parts(self.model))
         self.counters = (tree["counters"][0], tree["counters"][1])
 
     def train_stage(self, data: KerasRows, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds) -> Trained:
@@ -104,7 +104,7 @@ class KerasLearner:
 
     def drop_training(self) -> None:
         """Let optimizers be as before their first step."""
-        for optimizer in state.optimizers_of(self.model):
+        for optimizer in optimizers_of(self.model):
             state.renew(optimizer)
 
     def session(self, build: Callable[[], T]) -> T:
@@ -133,14 +133,17 @@ class KerasLearner:
             _private.compile_anew(self.model)
             self._compiled = True
 
+    def _callbacks(self) -> list[tuple[str, Any]]:
+        return list(state.stateful_callbacks(self.arguments.callbacks))
+
     def _beside(self) -> Beside:
         """Return digests of what no stage stores, to be compared after one."""
-        callbacks = list(state.stateful_callbacks(self.arguments.callbacks))
+        callbacks = self._callbacks()
         if self._hidden is None:
             roots = [("data", self.rows.source), ("model", self.model), *callbacks]
             self._hidden = Hidden(roots, KINDS, state.stored(self.model))
         return Beside(
-            opaque=opaque_digests([*own_layers(self.model), *callbacks], KNOWN),
+            opaque=opaque_digests([*own_layers(self.model), *callbacks], known_parts(self.model)),
             rows=fingerprint_of_rows(self.rows, self.reader, RANDOMNESS),
             generators=self._hidden.generators(),
             values=self._hidden.values(),

@@ -16,7 +16,7 @@ import numpy as np
 from pybrush.attributes import plain_attributes, write_attributes
 from pybrush.errors import FingerprintError
 from pybrush_keras import _private
-from pybrush_keras.attributes import KNOWN, own_layers
+from pybrush_keras.attributes import KnownParts, known_parts, optimizers_of, own_layers
 
 Tree = dict[str, Any]
 Named = list[list[Any]]
@@ -34,7 +34,7 @@ def read_model(model: Any) -> Tree:
     return {
         "variables": read_variables(model.variables),
         "trainable": [bool(layer.trainable) for layer in _private.layers_of(model)],
-        "attributes": read_attributes(own_layers(model)),
+        "attributes": read_attributes(own_layers(model), known_parts(model)),
     }
 
 
@@ -51,7 +51,7 @@ def write_model(model: Any, tree: Tree) -> None:
         for layer, trainable in zip(layers, tree["trainable"], strict=True):
             layer.trainable = trainable
     write_variables(model.variables, tree["variables"])
-    write_attributes_of(own_layers(model), tree["attributes"])
+    write_attributes_of(own_layers(model), tree["attributes"], known_parts(model))
     if changed:
         model.make_train_function(force=True)  # the compiled step holds on to what was trainable
 
@@ -101,12 +101,12 @@ def stateful_callbacks(callbacks: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield f"{kind.__qualname__}.{number}", callback
 
 
-def read_attributes(owners: Iterable[tuple[str, Any]]) -> Tree:
+def read_attributes(owners: Iterable[tuple[str, Any]], known: KnownParts) -> Tree:
     """Return the plain attributes of layers or callbacks, by their names."""
-    return {name: plain_attributes(owner, KNOWN) for name, owner in owners}
+    return {name: plain_attributes(owner, known) for name, owner in owners}
 
 
-def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
+def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree, known: KnownParts) -> None:
     """Give layers or callbacks the attributes that `read_attributes` returned.
 
     Raises:
@@ -119,14 +119,7 @@ def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
             f"{', '.join(named) or 'none'}. Build the model, and pass the callbacks, as for the fit."
         )
     for name, owner in named.items():
-        write_attributes(owner, tree[name], KNOWN)
-
-
-def optimizers_of(model: Any) -> list[Any]:
-    """Return the optimizers of a model: that of compile, then those that it keeps as attributes for its train_step."""
-    held = [value for _, value in sorted(vars(model).items()) if isinstance(value, keras.optimizers.Optimizer)]
-    found = {id(optimizer): optimizer for optimizer in [model.optimizer, *held] if optimizer is not None}
-    return list(found.values())
+        write_attributes(owner, tree[name], known)
 
 
 def stored(model: Any) -> list[Any]:
