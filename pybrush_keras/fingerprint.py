@@ -80,11 +80,20 @@ def sources(model: Any, callbacks: Iterable[Any]) -> dict[str, str]:
     """Return the source text of the user's classes and functions, "unknown" where there is none."""
     owners = [*_private.layers_of(model), *state.optimizers_of(model), *_losses(model), *callbacks]
     found = sources_of(base for owner in owners for base in type(owner).__mro__)
-    for item in [*_losses(model), *(value for owner in owners for value in vars(owner).values())]:
+    held = (value for owner in owners for value in getattr(owner, "__dict__", {}).values())  # a loss may be a word
+    for item in [*_losses(model), *held]:
         code = code_of(item) if callable(item) else None
-        if isinstance(code, FunctionType) and not is_installed(code):
+        if isinstance(code, (FunctionType, type)) and not is_installed(code):
             found[code.__qualname__] = source_of(code)
     return found
+
+
+def runs_user_code(model: Any, callbacks: Iterable[Any]) -> bool:
+    """Whether something of the user's own takes part in training, which a compiled step may hold on to."""
+    given = _private.compile_arguments(model)
+    metrics = keras.tree.flatten([given.get("metrics"), given.get("weighted_metrics")])
+    own = (not is_installed(code_of(metric)) for metric in metrics if callable(metric))
+    return any(own) or bool(sources(model, callbacks))
 
 
 def architecture(model: Any) -> Any:
@@ -128,7 +137,8 @@ def _batches(data: Any) -> Iterator[Any]:
 
 
 def _numpy(batch: Any) -> Any:
-    return keras.tree.map_structure(lambda v: v if isinstance(v, str) else keras.ops.convert_to_numpy(v), batch)
+    kept = (str, type(None))  # validation rows without weights have None for them
+    return keras.tree.map_structure(lambda v: v if isinstance(v, kept) else keras.ops.convert_to_numpy(v), batch)
 
 
 def _layer(layer: Any) -> list[Any]:

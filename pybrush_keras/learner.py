@@ -55,6 +55,7 @@ class KerasLearner:
     around: Around
     histories: list[Any] = field(default_factory=list)
     counters: tuple[int, int] = (0, 0)
+    _compiled: bool = field(default=False, repr=False)
     _hidden: Hidden | None = field(default=None, repr=False)
     _semantic: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
@@ -82,6 +83,7 @@ class KerasLearner:
         seed_all(seeds(0, "stage"))
         seed_layers(self.model, seeds(0, "layers"))
         _private.begin_at_given_epoch(self.model)
+        self._compile()
         before = self._beside()
         with self.around(self.model, callbacks, horizon):
             history = patches.original_fit(self.model)(
@@ -124,6 +126,12 @@ class KerasLearner:
         """Let the model's History be that of all stages that were trained here, and return it."""
         self.model.history = joined(self.model, self.histories)
         return self.model.history
+
+    def _compile(self) -> None:
+        """Let no stage run a step that was compiled in the state of another one, or before the fit."""
+        if not self._compiled or fingerprint.runs_user_code(self.model, self.arguments.callbacks):
+            _private.compile_anew(self.model)
+            self._compiled = True
 
     def _beside(self) -> Beside:
         """Return digests of what no stage stores, to be compared after one."""

@@ -133,8 +133,8 @@ def seeing():
 class Subclassed(keras.Model):
     """A class of the user's own, which makes its variables when it is first called."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **settings):
+        super().__init__(**settings)
         self.inner = layers.Dense(8, activation="relu", activity_regularizer=regularizers.L1(0.01))
         self.adds, self.norm, self.drop = Adds(), layers.BatchNormalization(), layers.Dropout(0.3)
         self.last = layers.Dense(KINDS)
@@ -179,8 +179,8 @@ def applied(optimizer, found, variables):
 class OwnStep(Subclassed):
     """Trains in a step of its own, with a metric of its own."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **settings):
+        super().__init__(**settings)
         self.tracker = keras.metrics.Mean(name="own")
 
     def train_step(self, data):
@@ -198,8 +198,8 @@ class OwnStep(Subclassed):
 class Adversaries(keras.Model):
     """Two networks with an optimizer each, the second of which is no part of compile."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **settings):
+        super().__init__(**settings)
         self.maker = keras.Sequential([layers.Input((2,)), layers.Dense(6)])
         self.judge = keras.Sequential([layers.Input((6,)), layers.Dense(4, activation="relu"), layers.Dense(1)])
         self.seeds = keras.random.SeedGenerator(5)
