@@ -7,13 +7,11 @@ state in variables.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from pybrush.user_code import is_installed
 from pybrush_keras import _private
 
 REMEDY = (
@@ -35,8 +33,7 @@ class KnownParts:
 
     def is_internal(self, owner: Any, name: str) -> bool:
         """Whether an attribute is Keras' own."""
-        callback = isinstance(owner, keras.callbacks.Callback)
-        return name in (_private.callback_attributes() if callback else _private.internal_attributes())
+        return name in _private.attributes_of_keras(owner)
 
     def is_part(self, value: Any) -> bool:
         """Whether a value is a part of a model or of its optimization."""
@@ -68,10 +65,3 @@ class KnownParts:
 
 
 KNOWN = KnownParts()
-
-
-def own_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Return the model and its layers whose classes are the user's own, each under its place."""
-    for place, layer in enumerate(_private.layers_of(model)):
-        if not is_installed(type(layer)):
-            yield f"layer {place}, {type(layer).__qualname__}", layer

@@ -18,8 +18,9 @@ from pybrush.plan.order import Positions, Seeds
 from pybrush.readings import Reader, fingerprint_of_rows
 from pybrush_keras import _private, fingerprint, patches, state
 from pybrush_keras.arguments import FitArguments, Settings
-from pybrush_keras.attributes import KNOWN, REMEDY, own_layers
+from pybrush_keras.attributes import KNOWN, REMEDY
 from pybrush_keras.kinds import KINDS
+from pybrush_keras.parts import kept_settings, optimizers_of, own_parts
 from pybrush_keras.progress import bar
 from pybrush_keras.randomness import RANDOMNESS, seed_all, seed_layers
 from pybrush_keras.rows import KerasRows
@@ -104,7 +105,7 @@ class KerasLearner:
 
     def drop_training(self) -> None:
         """Let optimizers be as before their first step."""
-        for optimizer in state.optimizers_of(self.model):
+        for optimizer in optimizers_of(self.model):
             state.renew(optimizer)
 
     def session(self, build: Callable[[], T]) -> T:
@@ -140,7 +141,7 @@ class KerasLearner:
             roots = [("data", self.rows.source), ("model", self.model), *callbacks]
             self._hidden = Hidden(roots, KINDS, state.stored(self.model))
         return Beside(
-            opaque=opaque_digests([*own_layers(self.model), *callbacks], KNOWN),
+            opaque=opaque_digests([*own_parts(self.model), *callbacks], KNOWN) | kept_settings(self.model),
             rows=fingerprint_of_rows(self.rows, self.reader, RANDOMNESS),
             generators=self._hidden.generators(),
             values=self._hidden.values(),

@@ -14,9 +14,10 @@ import keras
 import numpy as np
 
 from pybrush.attributes import plain_attributes, write_attributes
-from pybrush.errors import FingerprintError
+from pybrush.errors import FingerprintError, TrainingError
 from pybrush_keras import _private
-from pybrush_keras.attributes import KNOWN, own_layers
+from pybrush_keras.attributes import KNOWN
+from pybrush_keras.parts import numbers, optimizers_of, own_parts, write_numbers
 
 Tree = dict[str, Any]
 Named = list[list[Any]]
@@ -34,7 +35,9 @@ def read_model(model: Any) -> Tree:
     return {
         "variables": read_variables(model.variables),
         "trainable": [bool(layer.trainable) for layer in _private.layers_of(model)],
-        "attributes": read_attributes(own_layers(model)),
+        "attributes": read_attributes(own_parts(model)),
+        "numbers": numbers(model),
+        "buffers": _private.buffers(model),
     }
 
 
@@ -51,7 +54,9 @@ def write_model(model: Any, tree: Tree) -> None:
         for layer, trainable in zip(layers, tree["trainable"], strict=True):
             layer.trainable = trainable
     write_variables(model.variables, tree["variables"])
-    write_attributes_of(own_layers(model), tree["attributes"])
+    write_attributes_of(own_parts(model), tree["attributes"])
+    write_numbers(model, tree["numbers"])
+    _private.write_buffers(model, tree["buffers"])
     if changed:
         model.make_train_function(force=True)  # the compiled step holds on to what was trainable
 
@@ -122,13 +127,6 @@ def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
         write_attributes(owner, tree[name], KNOWN)
 
 
-def optimizers_of(model: Any) -> list[Any]:
-    """Return the optimizers of a model: that of compile, then those that it keeps as attributes for its train_step."""
-    held = [value for _, value in sorted(vars(model).items()) if isinstance(value, keras.optimizers.Optimizer)]
-    found = {id(optimizer): optimizer for optimizer in [model.optimizer, *held] if optimizer is not None}
-    return list(found.values())
-
-
 def stored(model: Any) -> list[Any]:
     """Return the variables whose values are part of each stage, or begin anew in each epoch."""
     optimizers = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
@@ -145,9 +143,18 @@ def read_optimizers(model: Any) -> list[Named]:
 
 
 def write_optimizers(model: Any, stored: list[Named]) -> None:
-    """Put optimizers into a stored state; one that had no moments then gets those with which it would begin."""
+    """Put optimizers into a stored state; one that had no moments then gets those with which it would begin.
+
+    Raises:
+        TrainingError: where one has fewer than it had.
+    """
     for optimizer, values in zip(optimizers_of(model), stored, strict=True):
         variables = optimizer.variables
+        if len(variables) < len(values):
+            raise TrainingError(
+                f"something set the learning rate of {type(optimizer).__qualname__} to a schedule after training began, "
+                "and a stage cannot take that back. Compile the model with the schedule, or let a callback set numbers."
+            )
         if len(variables) > len(values):
             renew(optimizer)
         write_variables(variables[: len(values)], values)
