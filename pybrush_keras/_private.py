@@ -292,14 +292,14 @@ def layers_by_path(model: Any) -> dict[str, Any]:
     A path is made of attributes and positions, so it is the same in a copy, whatever the names of layers are.
     """
     found: dict[str, Any] = {}
-    _walk(model, "", found, set())
+    _walk(model, "", found, {})
     return found
 
 
-def _walk(part: Any, path: str, found: dict[str, Any], seen: set[int]) -> None:
+def _walk(part: Any, path: str, found: dict[str, Any], seen: dict[int, Any]) -> None:
     if id(part) in seen:
         return
-    seen.add(id(part))
+    seen[id(part)] = part  # held, since an attribute may return a list that nobody else holds
     if isinstance(part, keras.layers.Layer):
         found[path] = part
         children: Any = saving_lib._walk_saveable(part)
@@ -311,6 +311,17 @@ def _walk(part: Any, path: str, found: dict[str, Any], seen: set[int]) -> None:
         return
     for name, child in children:
         _walk(child, f"{path}/{name}", found, seen)
+
+
+def records_defaults_alone(model: Any) -> bool:
+    """Whether Keras believes that a model was made with the defaults of its class, whatever it was made with.
+
+    The arguments of a layer are recorded; `keras.Model.__new__` does not hand them on.
+    """
+    kind = type(model)
+    if not isinstance(model, keras.Model) or not kind.get_config.__module__.startswith("keras."):
+        return False
+    return not kind.__init__.__module__.startswith("keras.")
 
 
 def ignore_training(layer: Any) -> None:

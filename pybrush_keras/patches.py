@@ -21,6 +21,7 @@ import keras
 from pybrush.errors import ConstituentWarning
 from pybrush_keras.arguments import listed
 from pybrush_keras.checkpoints import register
+from pybrush_keras.source import Source
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,20 @@ def _wrapped_fit(kind: Any) -> Callable[..., Any]:
         if not own:
             set_mark(self, None)
             _fitted.add(self)
+            if isinstance(given.get("x"), Source) and given.get("shuffle", True):
+                return _fit_shuffled(given)
             return _fit(self, *args, **kwargs)
         named = {name: value for name, value in given.items() if name not in ("self", "callbacks")}
         return own[0].start(self, named, callbacks)
 
     fit.is_pybrush = True  # type: ignore[attr-defined]
     return fit
+
+
+def _fit_shuffled(given: dict[str, Any]) -> Any:
+    """Fit on a Source in the orders that it says; Keras of its own would shuffle whole batches."""
+    with given["x"].shuffled(given.get("shuffle", True)):
+        return _fit(**{**given, "shuffle": False})
 
 
 def _has(kind: Any, callbacks: Any) -> bool:

@@ -21,7 +21,7 @@ from pybrush_keras.fingerprint import check_backend
 from pybrush_keras.given import Given, completed
 from pybrush_keras.learner import KerasLearner
 from pybrush_keras.randomness import kept_randomness
-from pybrush_keras.rows import KerasRows, rows_of
+from pybrush_keras.rows import KerasRows, rows_to_forget
 from pybrush_keras.supported import check_training
 
 if TYPE_CHECKING:
@@ -187,13 +187,8 @@ class _Request:
 
 def find_in(rows: KerasRows, forget: Any) -> ForgetSet:
     """Take a forget set apart, beside the training data."""
-    x, y, weight = forget if isinstance(forget, tuple) and len(forget) == 3 else (*_pair(forget), None)
-    forgotten = rows_of(x, y, weight, rows.batch_size, False, 0.0)
+    forgotten = rows_to_forget(forget)
     return ForgetSet(forgotten, rows.positions_of(forgotten))
-
-
-def _pair(forget: Any) -> tuple[Any, Any]:
-    return forget if isinstance(forget, tuple) and len(forget) == 2 else (forget, None)
 
 
 def arguments_of(

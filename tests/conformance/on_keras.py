@@ -34,7 +34,7 @@ class Watching(keras.Sequential):
     """Notes its batches."""
 
     def train_step(self, data):
-        SEEN.append((None, keras.ops.convert_to_numpy(data[0])[:, 0].copy()))
+        SEEN.append(keras.ops.convert_to_numpy(data[0])[:, 0].copy())
         return super().train_step(data)
 
 
@@ -96,6 +96,11 @@ class KerasTraining:
         given = {} if self.fitted else {"model": self.model, "x": self.x, "y": self.y, **self.arguments()}
         return self.sisa.unlearn(**asked, **given)
 
+    def save(self, path):
+        path.parent.mkdir(exist_ok=True)
+        self.model.save(path.with_suffix(".keras"))
+        return path.with_suffix(".keras")
+
     def roster(self, namer):
         return self.sisa.roster(rows_of(self.x, self.y), namer)
 
@@ -117,6 +122,8 @@ class KerasTraining:
 
 class OnKeras:
     """Keras."""
+
+    adapter = "keras"
 
     def training(self, folder, setup, rows, weights=1):
         return KerasTraining(folder, setup, rows, weights)

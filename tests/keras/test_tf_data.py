@@ -395,9 +395,14 @@ def refused():
         "four parts": (slices((X, Y, Y, Y)).batch(2), "a tuple of 4"),
         "a map of batches of one size": (data.batch(4, drop_remainder=True).map(double), "drop_remainder"),
         "random numbers": (data.map(lambda x, y: (x + tf.random.normal([3]), y)).batch(4), "RandomStandardNormal"),
+        "random numbers in a branch": (data.map(sometimes).batch(4), "RandomStandardNormal"),
         "random numbers of batches": (data.batch(4).map(lambda x, y: (tf.random.shuffle(x), y)), "RandomShuffle"),
         "a layer that draws": (data.map(flipped).batch(4), r"\(AssignVariableOp\).*keras.layers.RandomFlip"),
     }
+
+
+def sometimes(x, y):
+    return tf.cond(y > 3, lambda: x + tf.random.normal([3]), lambda: x), y
 
 
 flip = keras.layers.RandomFlip()
