@@ -152,8 +152,8 @@ def write_optimizers(model: Any, stored: list[Named]) -> None:
         variables = optimizer.variables
         if len(variables) < len(values):
             raise TrainingError(
-                f"something set the learning rate of {type(optimizer).__qualname__} to a schedule after training began, "
-                "and a stage cannot take that back. Compile the model with the schedule, or let a callback set numbers."
+                f"training set the learning rate of {type(optimizer).__qualname__} to a schedule, which no stage can "
+                "take back. Compile the model with the schedule, or let a callback set numbers."
             )
         if len(variables) > len(values):
             renew(optimizer)

