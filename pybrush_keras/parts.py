@@ -59,7 +59,7 @@ def optimizers_of(model: Any) -> list[Any]:
 
 
 def losses_of(model: Any) -> list[Any]:
-    """Return the losses of a model: those of compile, be they functions or words, then those that are attributes of it."""
+    """Return the losses of a model: those of compile, also functions and words, then those that it holds."""
     return _held(model, keras.tree.flatten(_private.compile_arguments(model).get("loss")), keras.losses.Loss)
 
 

@@ -8,6 +8,7 @@ within a process. Guide: docs/pitfalls.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -31,13 +32,11 @@ _STATELESS = {
 
 
 def read_model(model: Any) -> Tree:
-    """Return variables and flags of a model that is built."""
+    """Return variables and settings of a model that is built."""
     return {
         "variables": read_variables(model.variables),
-        "trainable": [bool(layer.trainable) for layer in _private.layers_of(model)],
-        "attributes": read_attributes(own_parts(model)),
-        "numbers": numbers(model),
         "buffers": _private.buffers(model),
+        "settings": read_settings(model),
     }
 
 
@@ -48,17 +47,49 @@ def write_model(model: Any, tree: Tree) -> None:
         FingerprintError: where its variables are others.
     """
     check_same(model.variables, tree["variables"])
+    write_variables(model.variables, tree["variables"])
+    _private.write_buffers(model, tree["buffers"])
+    if write_settings(model, tree["settings"]):
+        model.make_train_function(force=True)  # the compiled step holds on to what was trainable
+
+
+def read_settings(model: Any) -> Tree:
+    """Return flags, attributes and numbers of a model's parts."""
+    return {
+        "trainable": [bool(layer.trainable) for layer in _private.layers_of(model)],
+        "attributes": read_attributes(own_parts(model)),
+        "numbers": numbers(model),
+    }
+
+
+def write_settings(model: Any, tree: Tree) -> bool:
+    """Put settings back, and say whether other parts are trainable than before."""
     layers = _private.layers_of(model)
-    changed = [bool(layer.trainable) for layer in layers] != tree["trainable"]
+    changed: bool = [bool(layer.trainable) for layer in layers] != tree["trainable"]
     if changed:
         for layer, trainable in zip(layers, tree["trainable"], strict=True):
             layer.trainable = trainable
-    write_variables(model.variables, tree["variables"])
     write_attributes_of(own_parts(model), tree["attributes"])
     write_numbers(model, tree["numbers"])
-    _private.write_buffers(model, tree["buffers"])
-    if changed:
-        model.make_train_function(force=True)  # the compiled step holds on to what was trainable
+    return changed
+
+
+@contextmanager
+def set_as(model: Any, tree: Tree | None) -> Iterator[None]:
+    """Let a model have the settings of a recorded state, then its own again; a model of other parts keeps its own."""
+    held = read_settings(model)
+    if tree is None or _shape(held) != _shape(tree["settings"]):
+        yield
+        return
+    write_settings(model, tree["settings"])
+    try:
+        yield
+    finally:
+        write_settings(model, held)
+
+
+def _shape(settings: Tree) -> Any:
+    return len(settings["trainable"]), list(settings["attributes"]), [list(held) for held in settings["numbers"]]
 
 
 def read_variables(variables: Iterable[Any]) -> Named:
