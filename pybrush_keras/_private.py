@@ -89,10 +89,38 @@ def show(line: str) -> None:
 # Attributes
 
 
+def attributes_of_keras(owner: Any) -> frozenset[str]:
+    """Return the names of attributes that Keras itself sets on layers, callbacks, optimizers and losses."""
+    return next((names for kind, names in _attributes_by_kind() if isinstance(owner, kind)), internal_attributes())
+
+
 @cache
-def callback_attributes() -> frozenset[str]:
-    """Return the names of attributes that Keras itself sets on callbacks."""
-    return frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
+def _attributes_by_kind() -> tuple[tuple[type, frozenset[str]], ...]:
+    optimizer = keras.optimizers.Optimizer(0.1)
+    return (
+        (keras.callbacks.Callback, frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}),
+        (keras.optimizers.Optimizer, frozenset(vars(optimizer)) - frozenset(optimizer.get_config())),
+        (keras.losses.Loss, frozenset(vars(keras.losses.Loss()))),
+    )
+
+
+def buffers(model: Any) -> list[Any]:
+    """Return the values of the buffers of PyTorch that layers hold beside their variables."""
+    return [keras.ops.convert_to_numpy(buffer).copy() for buffer in _buffers(model)]
+
+
+def write_buffers(model: Any, values: list[Any]) -> None:
+    """Give buffers the values that `buffers` returned, in place."""
+    for buffer, value in zip(_buffers(model), values, strict=True):
+        buffer.copy_(keras.ops.convert_to_tensor(value, dtype=keras.backend.standardize_dtype(buffer.dtype)))
+
+
+def _buffers(model: Any) -> list[Any]:
+    if keras.backend.backend() != "torch":
+        return []
+    # A model of Keras does not know its layers as PyTorch would.
+    found = {id(buffer): buffer for layer in layers_of(model) for buffer in layer.buffers()}
+    return list(found.values())
 
 
 def untracked(value: Any) -> Any:

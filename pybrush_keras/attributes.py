@@ -7,14 +7,13 @@ state in variables.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from pybrush.user_code import is_installed
 from pybrush_keras import _private
+from pybrush_keras.parts import losses_of, optimizers_of
 
 REMEDY = (
     "Keep such state in variables (self.add_weight(..., trainable=False)), arrays or plain values, as attributes of "
@@ -39,8 +38,7 @@ class KnownParts:
 
     def is_internal(self, owner: Any, name: str) -> bool:
         """Whether an attribute is Keras' own."""
-        callback = isinstance(owner, keras.callbacks.Callback)
-        return name in (_private.callback_attributes() if callback else _private.internal_attributes())
+        return name in _private.attributes_of_keras(owner)
 
     def is_part(self, value: Any) -> bool:
         """Whether a value is a part of the model or of its optimization, or holds no state."""
@@ -75,21 +73,7 @@ class KnownParts:
 
 def known_parts(model: Any) -> KnownParts:
     """Return what is known of a model: its parts, and those of its optimization."""
-    layers, optimizers = _private.layers_of(model), optimizers_of(model)
+    optimizers = optimizers_of(model)
     variables = [*model.variables, *model.metrics_variables, *(v for o in optimizers for v in o.variables)]
-    parts = [*layers, *optimizers, *map(_private.own_optimizer, optimizers), *model.metrics, *variables]
-    return KnownParts(frozenset(map(id, [*parts, *_private.seed_generators(model)])))
-
-
-def optimizers_of(model: Any) -> list[Any]:
-    """Return the optimizers of a model: that of compile, then those that it keeps as attributes for its train_step."""
-    held = [value for _, value in sorted(vars(model).items()) if isinstance(value, keras.optimizers.Optimizer)]
-    found = {id(optimizer): optimizer for optimizer in [model.optimizer, *held] if optimizer is not None}
-    return list(found.values())
-
-
-def own_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Return the model and its layers whose classes are the user's own, each under its place."""
-    for place, layer in enumerate(_private.layers_of(model)):
-        if not is_installed(type(layer)):
-            yield f"layer {place}, {type(layer).__qualname__}", layer
+    parts = [*_private.layers_of(model), *optimizers, *map(_private.own_optimizer, optimizers), *losses_of(model)]
+    return KnownParts(frozenset(map(id, [*parts, *model.metrics, *variables, *_private.seed_generators(model)])))

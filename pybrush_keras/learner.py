@@ -18,10 +18,11 @@ from pybrush.plan.order import Positions, Seeds
 from pybrush.readings import Reader, fingerprint_of_rows
 from pybrush_keras import _private, fingerprint, patches, state
 from pybrush_keras.arguments import FitArguments, Settings
-from pybrush_keras.attributes import REMEDY, known_parts, optimizers_of, own_layers
+from pybrush_keras.attributes import REMEDY, known_parts
 from pybrush_keras.kinds import KINDS
+from pybrush_keras.parts import kept_settings, optimizers_of, own_parts
 from pybrush_keras.progress import bar
-from pybrush_keras.randomness import RANDOMNESS, seed_all, seed_layers
+from pybrush_keras.randomness import RANDOMNESS, kept_randomness, seed_all, seed_layers
 from pybrush_keras.rows import KerasRows
 from pybrush_keras.stage_callback import StageCallback
 from pybrush_keras.stage_data import StageData
@@ -43,6 +44,7 @@ class KerasLearner:
         settings: how rows become batches.
         reader: takes rows, and returns position -> canonical bytes of the row there.
         around: what is around each stage.
+        start: returns the state in which the record's training began; None before the first fit.
         histories: of the stages that were trained here, with the columns shard and slice.
         counters: epochs and optimizer steps of the shard's training so far.
     """
@@ -53,6 +55,7 @@ class KerasLearner:
     settings: Settings
     reader: Reader
     around: Around
+    start: Callable[[], Any]
     histories: list[Any] = field(default_factory=list)
     counters: tuple[int, int] = (0, 0)
     _compiled: bool = field(default=False, repr=False)
@@ -107,6 +110,15 @@ class KerasLearner:
         for optimizer in optimizers_of(self.model):
             state.renew(optimizer)
 
+    def build_optimizers(self) -> None:
+        """Give the optimizers that a train_step keeps for itself their variables, by a step that is taken back."""
+        if all(optimizer.built for optimizer in optimizers_of(self.model)):
+            return
+        before = self.read_state()
+        with kept_randomness():
+            self.model.train_on_batch(*self.rows.batch(range(min(len(self.rows), self.settings.batch_size))))
+        self.write_state(before)
+
     def session(self, build: Callable[[], T]) -> T:
         """Run a build; Keras needs nothing around it."""
         return build()
@@ -114,7 +126,9 @@ class KerasLearner:
     def semantic(self, namer: Namer) -> dict[str, Any]:
         """Return the semantic fingerprint; it is taken once under each key."""
         if namer.key_id not in self._semantic:
-            found = fingerprint.semantic(self.model, self.settings.plain(), self.arguments.callbacks)
+            start = self.start()
+            with state.set_as(self.model, start and start["model"]):
+                found = fingerprint.semantic(self.model, self.settings.plain(), self.arguments.callbacks)
             self._semantic[namer.key_id] = found | self._steering(namer)
         return self._semantic[namer.key_id]
 
@@ -143,7 +157,8 @@ class KerasLearner:
             roots = [("data", self.rows.source), ("model", self.model), *callbacks]
             self._hidden = Hidden(roots, KINDS, state.stored(self.model))
         return Beside(
-            opaque=opaque_digests([*own_layers(self.model), *callbacks], known_parts(self.model)),
+            opaque=opaque_digests([*own_parts(self.model), *callbacks], known_parts(self.model))
+            | kept_settings(self.model),
             rows=fingerprint_of_rows(self.rows, self.reader, RANDOMNESS),
             generators=self._hidden.generators(),
             values=self._hidden.values(),

@@ -68,7 +68,7 @@ def validated():
 
 
 CASES = {
-    "plain": Case(shards=3, slices=2),
+    "plain": Case(shards=3, slices=2, fit={"class_weight": {0: 1.0, 1: 0.5, 2: 2.0}}),
     "neither": Case(lambda: nets.plain("sgd", normed=False, dropped=False), shards=1, slices=1),
     "normed": Case(lambda: nets.plain(dropped=False), shards=1, slices=3),
     "functional": Case(nets.functional, nets.pairs, shards=1, slices=3),
@@ -88,6 +88,7 @@ CASES = {
         lambda: nets.plain(lambda: optimizers.Adam(0.1)), callbacks=(stopping, falling), epochs=6, fit=validated()
     ),
     "counting": Case(lambda: nets.plain("sgd"), callbacks=(nets.Counting,), fit={"validation_split": 0.2}),
+    "drawing": Case(nets.drawing, callbacks=(nets.Annealing,), epochs=4, shards=1, gone=(20,)),
     "thawing": Case(callbacks=(nets.Thawing,), epochs=3),
 }  # fmt: skip
 
