@@ -80,7 +80,7 @@ def sources(model: Any, callbacks: Iterable[Any]) -> dict[str, str]:
     """Return the source text of the user's classes and functions, "unknown" where there is none."""
     owners = [*_private.layers_of(model), *state.optimizers_of(model), *_losses(model), *callbacks]
     found = sources_of(base for owner in owners for base in type(owner).__mro__)
-    for item in [*_losses(model), *(value for owner in owners for value in vars(owner).values())]:
+    for item in [*_losses(model), *(value for owner in owners for value in getattr(owner, "__dict__", {}).values())]:
         code = code_of(item) if callable(item) else None
         if isinstance(code, FunctionType) and not is_installed(code):
             found[code.__qualname__] = source_of(code)
