@@ -66,7 +66,7 @@ def test_generators_have_no_rows(tmp_path):
 
 def test_a_model_must_be_compiled(tmp_path):
     model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(2)])
-    with pytest.raises(UnsupportedError, match="call model.compile"):
+    with pytest.raises(UnsupportedError, match=r"call model\.compile"):
         SISA(record=tmp_path / "record").fit(model, **DATA)
 
 
