@@ -367,6 +367,7 @@ def test_an_aggregate_is_evaluated_with_the_losses_and_metrics_of_the_model():
     assert found["loss"] == pytest.approx(float(np.sum(each * weights) / ROWS), rel=1e-5)
     assert found["weighted"] == pytest.approx(float(np.sum(each * weights) / weights.sum()), rel=1e-5)
     assert found["hits"] == found["accuracy"] == pytest.approx(np.mean(answered.argmax(-1) == LABELS))
+    assert not {id(v) for v in aggregate.metrics_variables} & {id(v) for v in model.metrics_variables}
     assert [variable.path for variable in aggregate.optimizer.variables if "momentum" in variable.path] == []
     assert "hits" in model.evaluate(x, LABELS, verbose=0, return_dict=True)
 
@@ -423,7 +424,7 @@ def test_a_class_whose_arguments_keras_cannot_record_is_refused_before_it_is_tra
             return self.head(x)
 
     for model in (Defaulted("tanh"), keras.Sequential([keras.Input((4,)), Defaulted("tanh")])):
-        with pytest.raises(UnsupportedError, match="does not record activation of Defaulted.*get_config"):
+        with pytest.raises(UnsupportedError, match=r"does not record activation of Defaulted.*get_config"):
             check_copyable(model)
     model = Unrecorded([Block(5), layers.Dense(CLASSES)])
     with pytest.raises(UnsupportedError, match="get_config"):
@@ -433,7 +434,7 @@ def test_a_class_whose_arguments_keras_cannot_record_is_refused_before_it_is_tra
         check_copyable(model)
     model = Forgetful(width=7)
     model(inputs())
-    with pytest.raises(UnsupportedError, match="other variables in dense.*get_config"):
+    with pytest.raises(UnsupportedError, match=r"other variables in dense.*get_config"):
         check_copyable(model)
 
 
