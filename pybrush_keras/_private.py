@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -279,13 +278,6 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     """Return what `keras.Model.compile` was called with, the objects themselves; empty where it was not called."""
     config = getattr(model, "_compile_config", None)
     return dict(config.config) if model.compiled and config is not None else {}
-
-
-@contextmanager
-def any_function() -> Iterator[None]:
-    """Let lambdas be made again: they come from the user's own model in this process and from no file."""
-    with serialization_lib.SafeModeScope(False):
-        yield
 
 
 def objects_shared() -> Any:
