@@ -141,6 +141,11 @@ class OnKeras:
     def predict(self, model, x):
         return keras.ops.convert_to_numpy(model(x, training=False))
 
+    def spoil(self, model):
+        for variable in [*model.trainable_variables, *model.optimizer.variables[2:]]:
+            variable.assign(7 * keras.ops.ones_like(variable))
+        model.stop_training = True
+
     def seen(self):
         found = list(SEEN)
         SEEN.clear()
