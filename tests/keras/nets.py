@@ -100,10 +100,10 @@ def lazy():
     return compiled(keras.Sequential(body()), optimizers.SGD(0.1))
 
 
-def typed(policy, optimizer):
+def typed(policy, optimizer, dropped=True):
     """A model under a policy of types."""
     found = [layers.Dense(8, activation="relu", dtype=policy), layers.BatchNormalization(dtype=policy)]
-    found += [layers.Dropout(0.3, dtype=policy), layers.Dense(KINDS, dtype=policy)]
+    found += [layers.Dropout(0.3, dtype=policy)] * dropped + [layers.Dense(KINDS, dtype=policy)]
     model = keras.Sequential([layers.Input((6,), dtype=keras.DTypePolicy(policy).compute_dtype), *found])
     return compiled(model, make(optimizer))
 
