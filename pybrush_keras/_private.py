@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,13 @@ def layers_of(model: Any) -> list[Any]:
     return found
 
 
+_BY_LOOPS = {
+    *("history", "train_function", "test_function", "predict_function", "_eval_epoch_iterator"),
+    *("stop_training", "stop_evaluating", "stop_predicting", "_initial_epoch"),
+}
+"""Attributes that fit, evaluate and predict set on a model."""
+
+
 @cache
 def internal_attributes() -> frozenset[str]:
     """Return the names of attributes that Keras itself sets on models and layers."""
@@ -38,7 +46,7 @@ def internal_attributes() -> frozenset[str]:
     model.compile("sgd", "mse")
     plain = (keras.layers.Layer(), keras.Model(), model, keras.Model(model.inputs, model.outputs))
     names = frozenset(name for layer in plain for name in vars(layer))
-    return names | {"history", "train_function", "test_function", "predict_function", "_eval_epoch_iterator"}
+    return names | _BY_LOOPS
 
 
 def begin_at_given_epoch(model: Any) -> None:
@@ -117,18 +125,24 @@ def _buffers(model: Any) -> list[Any]:
 
 def untracked(value: Any) -> Any:
     """Return Keras' own lists, dictionaries and sets as plain ones, to any depth."""
-    if isinstance(value, dict):
-        kind = dict if isinstance(value, TrackedDict) else None
-        return kind({k: untracked(v) for k, v in value.items()}) if kind else value
-    if isinstance(value, (TrackedList, TrackedSet)):
-        items = [untracked(item) for item in value]
-        return set(items) if isinstance(value, TrackedSet) else items
-    return value
+    if type(value) in (dict, TrackedDict):
+        return {name: untracked(item) for name, item in value.items()}
+    if type(value) in (list, TrackedList):
+        return [untracked(item) for item in value]
+    if type(value) is tuple:
+        return tuple(untracked(item) for item in value)
+    return set(value) if isinstance(value, TrackedSet) else value
+
+
+_STATISTICS = ("input_mean", "input_vocabulary", "init_bin_boundaries")
+"""Attributes in which preprocessing layers keep statistics that were given to them."""
 
 
 def was_adapted(layer: Any) -> bool:
     """Whether a preprocessing layer learned from rows by `adapt`."""
-    return hasattr(type(layer), "adapt") and getattr(layer, "input_mean", None) is None
+    parts = (layer, getattr(layer, "_lookup_layer", None))
+    given = (getattr(part, name, None) is not None for part in parts for name in _STATISTICS)
+    return hasattr(type(layer), "adapt") and not any(given)
 
 
 # Randomness
@@ -194,10 +208,14 @@ def backend_tensors() -> dict[type, Callable[[Any], str]]:
     if name == "tensorflow":
         tensorflow = importlib.import_module("tensorflow")
         # Tensors never change; variables do.
-        return {tensorflow.Variable: lambda v: v.numpy().tobytes().hex(), tensorflow.Tensor: lambda v: str(id(v))}
+        return {tensorflow.Variable: lambda v: _hash(v.numpy()), tensorflow.Tensor: lambda v: str(id(v))}
     if name == "torch":
         return {importlib.import_module("torch").Tensor: lambda v: f"{id(v)} {v._version}"}
     return {}
+
+
+def _hash(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def backend_generators() -> dict[type, Callable[[Any], bytes]]:

@@ -16,7 +16,7 @@ from pybrush.plan.order import Positions, Seeds
 from pybrush.readings import Reader, fingerprint_of_rows
 from pybrush_keras import _private, fingerprint, loggers, patches, state
 from pybrush_keras.arguments import FitArguments, Settings
-from pybrush_keras.attributes import KNOWN, REMEDY
+from pybrush_keras.attributes import REMEDY, known_parts
 from pybrush_keras.history import StageHistory, fill, joined
 from pybrush_keras.kinds import KINDS
 from pybrush_keras.parts import kept_settings, optimizers_of, own_parts
@@ -66,7 +66,7 @@ class KerasLearner:
         return {
             "model": state.read_model(self.model),
             "optimizers": state.read_optimizers(self.model),
-            "callbacks": state.read_attributes(state.stateful_callbacks(self.arguments.callbacks)),
+            "callbacks": state.read_attributes(self._callbacks(), known_parts(self.model)),
             "counters": list(self.counters),
         }
 
@@ -74,7 +74,7 @@ class KerasLearner:
         """Put model, optimizers and callbacks back."""
         state.write_model(self.model, tree["model"])
         state.write_optimizers(self.model, tree["optimizers"])
-        state.write_attributes_of(state.stateful_callbacks(self.arguments.callbacks), tree["callbacks"])
+        state.write_attributes_of(self._callbacks(), tree["callbacks"], known_parts(self.model))
         self.counters = (tree["counters"][0], tree["counters"][1])
 
     def train_stage(self, data: KerasRows, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds) -> Trained:
@@ -148,14 +148,18 @@ class KerasLearner:
             _private.compile_anew(self.model)
             self._compiled = True
 
+    def _callbacks(self) -> list[tuple[str, Any]]:
+        return list(state.stateful_callbacks(self.arguments.callbacks))
+
     def _beside(self) -> Beside:
         """Return digests of what no stage stores, to be compared after one."""
-        callbacks = list(state.stateful_callbacks(self.arguments.callbacks))
+        callbacks = self._callbacks()
         if self._hidden is None:
             roots = [("data", self.rows.source), ("model", self.model), *callbacks]
             self._hidden = Hidden(roots, KINDS, state.stored(self.model))
         return Beside(
-            opaque=opaque_digests([*own_parts(self.model), *callbacks], KNOWN) | kept_settings(self.model),
+            opaque=opaque_digests([*own_parts(self.model), *callbacks], known_parts(self.model))
+            | kept_settings(self.model),
             rows=fingerprint_of_rows(self.rows, self.reader, RANDOMNESS),
             generators=self._hidden.generators(),
             values=self._hidden.values(),

@@ -17,7 +17,7 @@ import numpy as np
 from pybrush.attributes import plain_attributes, write_attributes
 from pybrush.errors import FingerprintError, TrainingError
 from pybrush_keras import _private
-from pybrush_keras.attributes import KNOWN
+from pybrush_keras.attributes import KnownParts, known_parts
 from pybrush_keras.parts import numbers, optimizers_of, own_parts, write_numbers
 
 Tree = dict[str, Any]
@@ -57,7 +57,7 @@ def read_settings(model: Any) -> Tree:
     """Return flags, attributes and numbers of a model's parts."""
     return {
         "trainable": [bool(layer.trainable) for layer in _private.layers_of(model)],
-        "attributes": read_attributes(own_parts(model)),
+        "attributes": read_attributes(own_parts(model), known_parts(model)),
         "numbers": numbers(model),
     }
 
@@ -69,7 +69,7 @@ def write_settings(model: Any, tree: Tree) -> bool:
     if changed:
         for layer, trainable in zip(layers, tree["trainable"], strict=True):
             layer.trainable = trainable
-    write_attributes_of(own_parts(model), tree["attributes"])
+    write_attributes_of(own_parts(model), tree["attributes"], known_parts(model))
     write_numbers(model, tree["numbers"])
     return changed
 
@@ -137,12 +137,12 @@ def stateful_callbacks(callbacks: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield f"{kind.__qualname__}.{number}", callback
 
 
-def read_attributes(owners: Iterable[tuple[str, Any]]) -> Tree:
+def read_attributes(owners: Iterable[tuple[str, Any]], known: KnownParts) -> Tree:
     """Return the plain attributes of layers or callbacks, by their names."""
-    return {name: plain_attributes(owner, KNOWN) for name, owner in owners}
+    return {name: plain_attributes(owner, known) for name, owner in owners}
 
 
-def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
+def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree, known: KnownParts) -> None:
     """Give layers or callbacks the attributes that `read_attributes` returned.
 
     Raises:
@@ -155,7 +155,7 @@ def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
             f"{', '.join(named) or 'none'}. Build the model, and pass the callbacks, as for the fit."
         )
     for name, owner in named.items():
-        write_attributes(owner, tree[name], KNOWN)
+        write_attributes(owner, tree[name], known)
 
 
 def stored(model: Any) -> list[Any]:

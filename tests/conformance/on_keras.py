@@ -116,7 +116,7 @@ class KerasTraining:
             "seeds": [keras.ops.convert_to_numpy(layer.seed_generator.state).tolist() for layer in own],
             "model": (model.stop_training, id(model.optimizer)),
             "callbacks": [(type(c).__name__, sorted(vars(c)), c.model is model) for c in self.callbacks],
-            "random": (random.getstate(), np.random.get_state()[1].tolist()),
+            "random": (random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002
         }
 
 

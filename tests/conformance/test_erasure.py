@@ -134,7 +134,8 @@ def test_a_request_that_failed_leaves_no_file_that_a_later_one_does_not_know(fra
     training.unlearn(rows=[ROW])
     assert holding(tmp_path, learned) == set()
     with opened(tmp_path) as record:
-        wanted = [Path(path) for path, stage in record.artefacts().items() if stage in record.store.keys()]
+        held = record.store.keys()
+        wanted = [Path(path) for path, stage in record.artefacts().items() if stage in held]
     left = files_below(tmp_path / "saved")
     assert left and all(within(path, wanted) for path in left)
 

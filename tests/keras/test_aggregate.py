@@ -423,7 +423,7 @@ def test_a_class_whose_arguments_keras_cannot_record_is_refused_before_it_is_tra
             return self.head(x)
 
     for model in (Defaulted("tanh"), keras.Sequential([keras.Input((4,)), Defaulted("tanh")])):
-        with pytest.raises(UnsupportedError, match="does not record activation of Defaulted.*get_config"):
+        with pytest.raises(UnsupportedError, match=r"does not record activation of Defaulted.*get_config"):
             check_copyable(model)
     model = Unrecorded([Block(5), layers.Dense(CLASSES)])
     with pytest.raises(UnsupportedError, match="get_config"):
@@ -433,7 +433,7 @@ def test_a_class_whose_arguments_keras_cannot_record_is_refused_before_it_is_tra
         check_copyable(model)
     model = Forgetful(width=7)
     model(inputs())
-    with pytest.raises(UnsupportedError, match="other variables in dense.*get_config"):
+    with pytest.raises(UnsupportedError, match=r"other variables in dense.*get_config"):
         check_copyable(model)
 
 
