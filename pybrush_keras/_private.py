@@ -38,7 +38,15 @@ def internal_attributes() -> frozenset[str]:
     model.compile("sgd", "mse")
     plain = (keras.layers.Layer(), keras.Model(), model, keras.Model(model.inputs, model.outputs))
     names = frozenset(name for layer in plain for name in vars(layer))
-    return names | {"history", "train_function", "test_function", "predict_function", "_eval_epoch_iterator"}
+    return names | {
+        "history",
+        "stop_evaluating",
+        "stop_predicting",
+        "train_function",
+        "test_function",
+        "predict_function",
+        "_eval_epoch_iterator",
+    }
 
 
 def begin_at_given_epoch(model: Any) -> None:
