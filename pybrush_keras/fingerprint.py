@@ -41,7 +41,7 @@ def semantic(model: Any, settings: Mapping[str, Any], callbacks: Iterable[Any]) 
         "source": sources(model, callbacks),
         "layers": [_layer(layer) for layer in _private.layers_of(model)],
         "architecture": architecture(model),
-        "parameters": [[v.name, v.dtype, *map(int, v.shape)] for v in model.variables],
+        "parameters": [[state.name_of(v), v.dtype, *map(int, v.shape)] for v in model.variables],
         "optimization": [_optimizer(optimizer) for optimizer in optimizers_of(model)],
         "loss": loss(model),
         "loader": dict(settings),

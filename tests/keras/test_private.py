@@ -41,7 +41,9 @@ def test_attributes_that_keras_sets_are_known_and_a_user_s_are_not():
     callback = keras.callbacks.Callback()
     callback.set_model(model)
     callback.set_params({})
-    assert vars(callback).keys() <= _private.callback_attributes()
+    assert vars(callback).keys() <= _private.attributes_of_keras(callback)
+    for owner in (model, model.optimizer, model.loss):
+        assert "mine" not in _private.attributes_of_keras(owner)
 
 
 def test_the_first_epoch_is_as_said_also_after_a_backup():
