@@ -62,6 +62,12 @@ def trained_by(optimizer: Any) -> list[Any]:
     return list(optimizer._trainable_variables)
 
 
+def loss_settings(loss: Any) -> dict[str, Any]:
+    """Return what a loss of Keras was made with; get_config of many, as Huber's, leaves it out."""
+    settings: dict[str, Any] = getattr(loss, "_fn_kwargs", {})
+    return settings
+
+
 def show(line: str) -> None:
     """Write a line where Keras' progress bar writes."""
     io_utils.print_msg(line)

@@ -157,6 +157,8 @@ def _serialized(item: Any) -> Any:
         return {name: _serialized(value) for name, value in item.items()}
     if isinstance(item, (list, tuple)):
         return [_serialized(value) for value in item]
+    if isinstance(item, keras.losses.Loss):
+        return [type(item).__qualname__, {**item.get_config(), **_private.loss_settings(item)}]
     if hasattr(item, "get_config"):
         return [type(item).__qualname__, item.get_config()]
     return item
