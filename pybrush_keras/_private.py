@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,13 @@ def layers_of(model: Any) -> list[Any]:
     return found
 
 
+_BY_LOOPS = {
+    *("history", "train_function", "test_function", "predict_function", "_eval_epoch_iterator"),
+    *("stop_training", "stop_evaluating", "stop_predicting", "_initial_epoch"),
+}
+"""Attributes that fit, evaluate and predict set on a model."""
+
+
 @cache
 def internal_attributes() -> frozenset[str]:
     """Return the names of attributes that Keras itself sets on models and layers."""
@@ -38,12 +46,23 @@ def internal_attributes() -> frozenset[str]:
     model.compile("sgd", "mse")
     plain = (keras.layers.Layer(), keras.Model(), model, keras.Model(model.inputs, model.outputs))
     names = frozenset(name for layer in plain for name in vars(layer))
-    return names | {"history", "train_function", "test_function", "predict_function", "_eval_epoch_iterator"}
+    return names | _BY_LOOPS
 
 
 def begin_at_given_epoch(model: Any) -> None:
     """Let the next fit begin where its initial_epoch says: BackupAndRestore leaves an epoch of its own on a model."""
     model._initial_epoch = None
+
+
+def compile_anew(model: Any) -> None:
+    """Let the steps of training and validation be compiled again when they run next.
+
+    A compiled step holds what Python held when it was first run: attributes, flags, numbers drawn by NumPy, the seeds
+    of TensorFlow's own random operations. The steps of PyTorch look each time.
+    """
+    if keras.backend.backend() != "torch":
+        model.make_train_function(force=True)
+        model.make_test_function(force=True)
 
 
 def own_optimizer(wrapper: Any) -> Any:
@@ -76,26 +95,60 @@ def show(line: str) -> None:
 # Attributes
 
 
+def attributes_of_keras(owner: Any) -> frozenset[str]:
+    """Return the names of attributes that Keras itself sets on layers, callbacks, optimizers and losses."""
+    return next((names for kind, names in _attributes_by_kind() if isinstance(owner, kind)), internal_attributes())
+
+
 @cache
-def callback_attributes() -> frozenset[str]:
-    """Return the names of attributes that Keras itself sets on callbacks."""
-    return frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
+def _attributes_by_kind() -> tuple[tuple[type, frozenset[str]], ...]:
+    optimizer = keras.optimizers.Optimizer(0.1)
+    return (
+        (keras.callbacks.Callback, frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}),
+        (keras.optimizers.Optimizer, frozenset(vars(optimizer)) - frozenset(optimizer.get_config())),
+        (keras.losses.Loss, frozenset(vars(keras.losses.Loss()))),
+    )
+
+
+def buffers(model: Any) -> list[Any]:
+    """Return the values of the buffers of PyTorch that layers hold beside their variables."""
+    return [keras.ops.convert_to_numpy(buffer).copy() for buffer in _buffers(model)]
+
+
+def write_buffers(model: Any, values: list[Any]) -> None:
+    """Give buffers the values that `buffers` returned, in place."""
+    for buffer, value in zip(_buffers(model), values, strict=True):
+        buffer.copy_(keras.ops.convert_to_tensor(value, dtype=keras.backend.standardize_dtype(buffer.dtype)))
+
+
+def _buffers(model: Any) -> list[Any]:
+    if keras.backend.backend() != "torch":
+        return []
+    # A model of Keras does not know its layers as PyTorch would.
+    found = {id(buffer): buffer for layer in layers_of(model) for buffer in layer.buffers()}
+    return list(found.values())
 
 
 def untracked(value: Any) -> Any:
     """Return Keras' own lists, dictionaries and sets as plain ones, to any depth."""
-    if isinstance(value, dict):
-        kind = dict if isinstance(value, TrackedDict) else None
-        return kind({k: untracked(v) for k, v in value.items()}) if kind else value
-    if isinstance(value, (TrackedList, TrackedSet)):
-        items = [untracked(item) for item in value]
-        return set(items) if isinstance(value, TrackedSet) else items
-    return value
+    if type(value) in (dict, TrackedDict):
+        return {name: untracked(item) for name, item in value.items()}
+    if type(value) in (list, TrackedList):
+        return [untracked(item) for item in value]
+    if type(value) is tuple:
+        return tuple(untracked(item) for item in value)
+    return set(value) if isinstance(value, TrackedSet) else value
+
+
+_STATISTICS = ("input_mean", "input_vocabulary", "init_bin_boundaries")
+"""Attributes in which preprocessing layers keep statistics that were given to them."""
 
 
 def was_adapted(layer: Any) -> bool:
     """Whether a preprocessing layer learned from rows by `adapt`."""
-    return hasattr(type(layer), "adapt") and getattr(layer, "input_mean", None) is None
+    parts = (layer, getattr(layer, "_lookup_layer", None))
+    given = (getattr(part, name, None) is not None for part in parts for name in _STATISTICS)
+    return hasattr(type(layer), "adapt") and not any(given)
 
 
 # Randomness
@@ -161,10 +214,14 @@ def backend_tensors() -> dict[type, Callable[[Any], str]]:
     if name == "tensorflow":
         tensorflow = importlib.import_module("tensorflow")
         # Tensors never change; variables do.
-        return {tensorflow.Variable: lambda v: v.numpy().tobytes().hex(), tensorflow.Tensor: lambda v: str(id(v))}
+        return {tensorflow.Variable: lambda v: _hash(v.numpy()), tensorflow.Tensor: lambda v: str(id(v))}
     if name == "torch":
         return {importlib.import_module("torch").Tensor: lambda v: f"{id(v)} {v._version}"}
     return {}
+
+
+def _hash(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def backend_generators() -> dict[type, Callable[[Any], bytes]]:
@@ -259,14 +316,14 @@ def layers_by_path(model: Any) -> dict[str, Any]:
     A path is made of attributes and positions, so it is the same in a copy, whatever the names of layers are.
     """
     found: dict[str, Any] = {}
-    _walk(model, "", found, set())
+    _walk(model, "", found, {})
     return found
 
 
-def _walk(part: Any, path: str, found: dict[str, Any], seen: set[int]) -> None:
+def _walk(part: Any, path: str, found: dict[str, Any], seen: dict[int, Any]) -> None:
     if id(part) in seen:
         return
-    seen.add(id(part))
+    seen[id(part)] = part  # held, since an attribute may return a list that nobody else holds
     if isinstance(part, keras.layers.Layer):
         found[path] = part
         children: Any = saving_lib._walk_saveable(part)
@@ -278,6 +335,17 @@ def _walk(part: Any, path: str, found: dict[str, Any], seen: set[int]) -> None:
         return
     for name, child in children:
         _walk(child, f"{path}/{name}", found, seen)
+
+
+def records_defaults_alone(model: Any) -> bool:
+    """Whether Keras believes that a model was made with the defaults of its class, whatever it was made with.
+
+    The arguments of a layer are recorded; `keras.Model.__new__` does not hand them on.
+    """
+    kind = type(model)
+    if not isinstance(model, keras.Model) or not kind.get_config.__module__.startswith("keras."):
+        return False
+    return not kind.__init__.__module__.startswith("keras.")
 
 
 def ignore_training(layer: Any) -> None:

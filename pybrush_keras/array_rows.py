@@ -35,7 +35,7 @@ class ArrayRows:
         validation_split: share of the rows, the last ones, that is only validated on; in [0, 1).
 
     Attributes:
-        source: x as it was passed.
+        source: x as it was passed, without the rows that validation_split took.
         given: (x,), (x, y) or (x, y, sample_weight) as they were passed.
         raw: the same as NumPy arrays of the user's own values and dtypes.
         batch_size: rows in a batch.
@@ -62,13 +62,16 @@ class ArrayRows:
         validation_split: float = 0.0,
     ) -> None:
         check_batches(batch_size, shuffle)
-        self.source, self.batch_size, self.shuffle = x, batch_size, shuffle
+        self.batch_size, self.shuffle = batch_size, shuffle
         self.given = pack(x, y, sample_weight)
         self.raw = tree.map_structure(as_array, self.given)
         self.whole_length = common_length(self.raw)
         if len(self.raw) == 3:
             _for_each_output(*self.raw[1:])  # raises before anything is trained
-        self._length = _rows_to_train(self.whole_length, validation_split)
+        self._length = kept = _rows_to_train(self.whole_length, validation_split)
+        self.source = x
+        if kept < self.whole_length:
+            self.source = tree.map_structure(lambda leaf: leaf if leaf is None else leaf[:kept], x)
 
     def __len__(self) -> int:
         return self._length

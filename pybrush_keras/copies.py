@@ -156,6 +156,7 @@ def _check_built(model: Any) -> None:
 def _made_again(model: Any) -> Any:
     """Return a model from the config of another."""
     kind = type(model)
+    _check_recorded(model)
     try:
         with _private.objects_shared():
             config = model.get_config()
@@ -171,6 +172,17 @@ def _made_again(model: Any) -> Any:
             return keras.saving.deserialize_keras_object(described, custom_objects=_classes_of(model), safe_mode=False)
     except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise _not_copyable(model, f"Keras could not make it again ({error})") from error
+
+
+def _check_recorded(model: Any) -> None:
+    """Refuse classes of models whose config holds defaults in place of what they were made with."""
+    for layer in _private.layers_of(model):
+        if _private.records_defaults_alone(layer):
+            taken = list(inspect.signature(type(layer).__init__).parameters.values())[1:]
+            own = [p.name for p in taken if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+            lost = [name for name in own if name not in _KERAS_OWN]
+            if lost:
+                raise _not_copyable(model, f"Keras does not record {', '.join(lost)} of {type(layer).__name__}")
 
 
 def _not_copyable(model: Any, why: str) -> UnsupportedError:

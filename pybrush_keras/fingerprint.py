@@ -21,6 +21,7 @@ from pybrush.names import Namer
 from pybrush.record import Record
 from pybrush.user_code import code_of, is_installed, plain_of, short_of, source_of, sources_of
 from pybrush_keras import _private, state
+from pybrush_keras.parts import losses_of, optimizers_of
 
 _CHANGING = ("learning_rate", "name", "initial_scale", "dynamic_growth_steps")
 """Entries of an optimizer's configuration that are a name, or a value that callbacks change and a state holds."""
@@ -41,7 +42,7 @@ def semantic(model: Any, settings: Mapping[str, Any], callbacks: Iterable[Any]) 
         "layers": [_layer(layer) for layer in _private.layers_of(model)],
         "architecture": architecture(model),
         "parameters": [[v.name, v.dtype, *map(int, v.shape)] for v in model.variables],
-        "optimization": [_optimizer(optimizer) for optimizer in state.optimizers_of(model)],
+        "optimization": [_optimizer(optimizer) for optimizer in optimizers_of(model)],
         "loss": loss(model),
         "loader": dict(settings),
         "callbacks": [name for name, _ in state.stateful_callbacks(callbacks)],
@@ -78,13 +79,22 @@ def environment(model: Any) -> dict[str, Any]:
 
 def sources(model: Any, callbacks: Iterable[Any]) -> dict[str, str]:
     """Return the source text of the user's classes and functions, "unknown" where there is none."""
-    owners = [*_private.layers_of(model), *state.optimizers_of(model), *_losses(model), *callbacks]
+    owners = [*_private.layers_of(model), *optimizers_of(model), *losses_of(model), *callbacks]
     found = sources_of(base for owner in owners for base in type(owner).__mro__)
-    for item in [*_losses(model), *(value for owner in owners for value in getattr(owner, "__dict__", {}).values())]:
+    held = (value for owner in owners for value in getattr(owner, "__dict__", {}).values())  # a loss may be a word
+    for item in [*losses_of(model), *held]:
         code = code_of(item) if callable(item) else None
-        if isinstance(code, FunctionType) and not is_installed(code):
+        if isinstance(code, (FunctionType, type)) and not is_installed(code):
             found[code.__qualname__] = source_of(code)
     return found
+
+
+def runs_user_code(model: Any, callbacks: Iterable[Any]) -> bool:
+    """Whether something of the user's own takes part in training, which a compiled step may hold on to."""
+    given = _private.compile_arguments(model)
+    metrics = keras.tree.flatten([given.get("metrics"), given.get("weighted_metrics")])
+    own = (not is_installed(code_of(metric)) for metric in metrics if callable(metric))
+    return any(own) or bool(sources(model, callbacks))
 
 
 def architecture(model: Any) -> Any:
@@ -128,16 +138,12 @@ def _batches(data: Any) -> Iterator[Any]:
 
 
 def _numpy(batch: Any) -> Any:
-    return keras.tree.map_structure(lambda v: v if isinstance(v, str) else keras.ops.convert_to_numpy(v), batch)
+    kept = (str, type(None))  # validation rows without weights have None for them
+    return keras.tree.map_structure(lambda v: v if isinstance(v, kept) else keras.ops.convert_to_numpy(v), batch)
 
 
 def _layer(layer: Any) -> list[Any]:
     return [type(layer).__qualname__, layer.dtype_policy.name]
-
-
-def _losses(model: Any) -> list[Any]:
-    found: list[Any] = keras.tree.flatten(_private.compile_arguments(model).get("loss"))
-    return found
 
 
 def _optimizer(optimizer: Any) -> dict[str, Any]:
@@ -160,7 +166,8 @@ def _serialized(item: Any) -> Any:
     if isinstance(item, keras.losses.Loss):
         return [type(item).__qualname__, {**item.get_config(), **_private.loss_settings(item)}]
     if hasattr(item, "get_config"):
-        return [type(item).__qualname__, item.get_config()]
+        config = {name: value for name, value in item.get_config().items() if name != "name"}  # an automatic one
+        return [type(item).__qualname__, config]
     return item
 
 

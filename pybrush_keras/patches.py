@@ -21,6 +21,7 @@ import keras
 from pybrush.errors import ConstituentWarning
 from pybrush_keras.arguments import listed
 from pybrush_keras.checkpoints import register
+from pybrush_keras.source import Source
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,19 @@ def unsaved(model: Any) -> Iterator[None]:
         _unsaved.discard(model)
 
 
+@contextmanager
+def as_before_on_error(model: Any) -> Iterator[None]:
+    """Let a model's mark, history and flags be as they were if an error comes; its state is the learner's part."""
+    mark, held = mark_of(model), {name: getattr(model, name, None) for name in ("history", "stop_training")}
+    try:
+        yield
+    except BaseException:
+        set_mark(model, mark)
+        for name, value in held.items():
+            setattr(model, name, value)
+        raise
+
+
 def attach(kind: Any) -> None:
     """Wrap the methods of `keras.Model`, once.
 
@@ -115,13 +129,21 @@ def _wrapped_fit(kind: Any) -> Callable[..., Any]:
         own = [callback for callback in callbacks if isinstance(callback, kind)]
         if not own:
             set_mark(self, None)
-            _fitted.add(self)
-            return _fit(self, *args, **kwargs)
+            shuffles = isinstance(given.get("x"), Source) and given.get("shuffle", True)
+            history = _fit_shuffled(given) if shuffles else _fit(self, *args, **kwargs)
+            _fitted.add(self)  # a fit that was refused has trained nothing; the steps of a broken one are counted
+            return history
         named = {name: value for name, value in given.items() if name not in ("self", "callbacks")}
         return own[0].start(self, named, callbacks)
 
     fit.is_pybrush = True  # type: ignore[attr-defined]
     return fit
+
+
+def _fit_shuffled(given: dict[str, Any]) -> Any:
+    """Fit on a Source in the orders that it says; Keras of its own would shuffle whole batches."""
+    with given["x"].shuffled(given.get("shuffle", True)):
+        return _fit(**{**given, "shuffle": False})
 
 
 def _has(kind: Any, callbacks: Any) -> bool:

@@ -17,6 +17,13 @@ def _seed(seed: int) -> None:
     _set(_private.global_generator(), seed)
 
 
+def _seed_epoch(seed: int) -> None:
+    # The random operations of a compiled step begin anew with TensorFlow's seed: each epoch would draw the same.
+    if keras.backend.backend() != "tensorflow":
+        _private.seed_backend(seed)
+    _set(_private.global_generator(), seed)
+
+
 def _read() -> Any:
     return keras.ops.convert_to_numpy(_private.global_generator().state), _private.backend_randomness()
 
@@ -31,6 +38,7 @@ RANDOMNESS = Randomness("keras", _seed, _read, _write)
 """What user code in Keras draws from: the backend's generators, and the one of `keras.random`."""
 
 seed_all, kept_randomness = RANDOMNESS.seed_all, RANDOMNESS.kept
+seed_epoch = Randomness("keras", _seed_epoch, _read, _write).seed_all
 
 
 def seed_layers(model: Any, seed: int) -> None:

@@ -27,7 +27,7 @@ _LOGGERS = ("CSVLogger", "History", "ProgbarLogger", "RemoteMonitor", "TensorBoa
 """Callbacks of Keras' own that only tell of a training."""
 
 
-def replay(
+def replay(  # noqa: PLR0913 (one argument for each thing that fit is told)
     sisa: SISA,
     *,
     model: Any = None,

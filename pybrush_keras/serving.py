@@ -15,13 +15,14 @@ from pybrush.method import ApproximateMethod, Terms, terms_of
 from pybrush.record import Record
 from pybrush.result import UnlearnResult
 from pybrush.standing import check_auto
+from pybrush_keras import patches
 from pybrush_keras.arguments import FitArguments, Settings, listed
 from pybrush_keras.deployed import deployed
 from pybrush_keras.fingerprint import check_backend
 from pybrush_keras.given import Given, completed
 from pybrush_keras.learner import KerasLearner
 from pybrush_keras.randomness import kept_randomness
-from pybrush_keras.rows import KerasRows, rows_of
+from pybrush_keras.rows import KerasRows, rows_to_forget
 from pybrush_keras.supported import check_training
 
 if TYPE_CHECKING:
@@ -170,30 +171,31 @@ class _Request:
         learner = learner_of(sisa, self.given, record)
         sources = sources_of(record, sisa, learner)
         find = partial(find_in, learner.rows)
-        wish = asked.wish(sisa.naming, record.names, learner.rows, sources.roster, find)
-        before = record.constituents()
-        done = False
+        wish = asked.wish(sisa.naming_of(learner.rows), record.names, learner.rows, sources.roster, find)
+        before, deploy = record.constituents(), partial(deployed, model=model)
         try:
-            deploy = partial(deployed, model=model)
-            result = core.unlearn(record, sources, wish, aggregate=deploy, terms=self.terms, dry_run=self.dry_run)
-            done = not self.dry_run
-        finally:
-            if done or record.constituents() != before:
-                sisa.given = self.given
-                sisa.mark(model)
-                learner.show_history()
+            with patches.as_before_on_error(model):
+                result = core.unlearn(record, sources, wish, aggregate=deploy, terms=self.terms, dry_run=self.dry_run)
+        except BaseException:
+            if record.constituents() != before:  # it was committed, and the core has loaded what is left
+                self._take_over(learner)
+            raise
+        if not self.dry_run:
+            self._take_over(learner)
         return result
+
+    def _take_over(self, learner: KerasLearner) -> None:
+        """Let callback and model say what the model holds now."""
+        self.sisa.given = self.given
+        self.sisa.mark(learner.model)
+        if learner.histories:
+            learner.show_history()
 
 
 def find_in(rows: KerasRows, forget: Any) -> ForgetSet:
     """Take a forget set apart, beside the training data."""
-    x, y, weight = forget if isinstance(forget, tuple) and len(forget) == 3 else (*_pair(forget), None)
-    forgotten = rows_of(x, y, weight, rows.batch_size, False, 0.0)
+    forgotten = rows_to_forget(forget)
     return ForgetSet(forgotten, rows.positions_of(forgotten))
-
-
-def _pair(forget: Any) -> tuple[Any, Any]:
-    return forget if isinstance(forget, tuple) and len(forget) == 2 else (forget, None)
 
 
 def arguments_of(

@@ -161,11 +161,14 @@ class SISA(keras.callbacks.Callback):
         arguments = fit_arguments(given, [callback for callback in callbacks if callback is not self])
         check_training(model, arguments)
         rows = arguments.rows()
-        with kept_randomness(), self._put_back(model):
+        with kept_randomness(), patches.as_before_on_error(model):
             learner = self.learner(model, arguments, rows, Settings.of(arguments, rows))
             before = learner.read_state()
             try:
-                self._fit(learner)
+                wish = self._wished(learner)
+                learner.write_state(before)  # a layer may count how often it is called
+                patches.set_mark(model, None)
+                forget.fit(self.record, wish, learner, rows, lambda namer: self.roster(rows, namer))
             except BaseException:
                 learner.write_state(before)
                 raise
@@ -176,7 +179,9 @@ class SISA(keras.callbacks.Callback):
     def learner(self, model: Any, arguments: FitArguments, rows: KerasRows, settings: Settings) -> KerasLearner:
         """Return the core's view of a model and its data; the model is built where it is not."""
         _private.build(model, rows.batch(np.arange(min(len(rows), settings.batch_size))))
-        return KerasLearner(model, arguments, rows, settings, self.naming.reader, self.in_stage)
+        learner = KerasLearner(model, arguments, rows, settings, self.naming.reader, self.in_stage, self._start)
+        learner.build_optimizers()
+        return learner
 
     def recorded(self) -> Record | None:
         """Return the opened record, or None where there is none yet, or only one that was never finished."""
@@ -218,16 +223,17 @@ class SISA(keras.callbacks.Callback):
         """
         check_seeded(rows, self.naming.reader, RANDOMNESS, lambda _: ())
         check_fixed(rows, self.naming.reader, RANDOMNESS, AUGMENTED)
-        return replace(self.naming, **self._cut(rows)).roster(rows, namer)
+        return self.naming_of(rows).roster(rows, namer)
 
-    def _cut(self, rows: KerasRows) -> dict[str, Any]:
-        """Return the sequences that name rows, without the entries of those that validation_split took."""
+    def naming_of(self, rows: KerasRows) -> Naming:
+        """Return how rows are named, without the entries of those that validation_split took."""
         held = {name: getattr(self.naming, name) for name in ("ids", "subjects", "times")}
-        return {
+        cut = {
             name: value[: len(rows)]
             for name, value in held.items()
             if hasattr(value, "__len__") and not isinstance(value, str) and len(value) == rows.whole_length
         }
+        return replace(self.naming, **cut)
 
     @contextmanager
     def in_stage(self, model: Any, callbacks: tuple[Any, ...], horizon: Horizon) -> Iterator[None]:
@@ -241,6 +247,11 @@ class SISA(keras.callbacks.Callback):
         ):
             yield
 
+    def _start(self) -> Any:
+        """Return the state in which the record's training began, None where there is none."""
+        record = self.recorded()
+        return record.store.load("initial")[0] if record is not None and record.store.has("initial") else None
+
     def mark(self, model: Any) -> None:
         """Note which constituent a model holds now: the last one, which the core loads."""
         record = self.recorded()
@@ -250,7 +261,8 @@ class SISA(keras.callbacks.Callback):
 
     # The fit itself
 
-    def _fit(self, learner: KerasLearner) -> None:
+    def _wished(self, learner: KerasLearner) -> PlanWish:
+        """Return what a fit asks of the record; where there is none yet, the model and its data are looked at."""
         recorded, model = self.recorded(), learner.model
         space = self.space
         if recorded is None:
@@ -268,18 +280,7 @@ class SISA(keras.callbacks.Callback):
         if recorded is None:
             wish = noted(wish, [("data", learner.rows.source)], [model], KINDS)
             say_found(wish)
-        patches.set_mark(model, None)
-        forget.fit(self.record, wish, learner, learner.rows, lambda namer: self.roster(learner.rows, namer))
-
-    @contextmanager
-    def _put_back(self, model: Any) -> Iterator[None]:
-        """Let a model's mark be as it was after an error."""
-        mark = patches.mark_of(model)
-        try:
-            yield
-        except BaseException:
-            patches.set_mark(model, mark)
-            raise
+        return wish
 
 
 def _check_absent(**given: bool) -> None:

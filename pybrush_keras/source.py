@@ -28,8 +28,8 @@ _COLUMNS = ("ids", "subjects", "times")
 class Source(keras.utils.PyDataset):
     """Rows at known positions, in batches.
 
-    `len(source)` counts batches and `source[i]` is batch i, as in every PyDataset. Batches come in data order,
-    in evaluate and predict always. `source.workers = 4` reads batches in four threads.
+    `len(source)` counts batches and `source[i]` is batch i, as in every PyDataset, in data order: evaluate and
+    predict always read them so. `source.workers = 4` reads batches in four threads.
 
     Args:
         x: arrays as for `model.fit`, or with `load` a sequence with one entry a row, such as paths of files.
@@ -42,7 +42,8 @@ class Source(keras.utils.PyDataset):
             row. It must return the same for the same entry, so it must not draw random numbers: augment in the
             model, by layers such as keras.layers.RandomFlip.
         batch_size: rows in a batch.
-        shuffle: whether fit trains on the rows in another order in every epoch; "batch" shuffles whole batches.
+        shuffle: whether fit trains on the rows in another order in every epoch; "batch" shuffles whole batches. Under
+            PYBRUSH_NO_PATCH=1 call fit(source, shuffle=False) inside `with source.shuffled():`.
 
     Attributes:
         rows: the rows one by one, `pybrush_keras.rows.KerasRows`.
@@ -77,7 +78,7 @@ class Source(keras.utils.PyDataset):
         self.batch_size, self.shuffle = batch_size, shuffle
         self.rows = SourceRows(self, held, _checked(columns, len(held)), shuffle)
         self._order: NDArray[np.int64] | None = None
-        self._is_shuffled = False
+        self._shuffle_now: bool | str = False
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
@@ -89,22 +90,26 @@ class Source(keras.utils.PyDataset):
         return self.rows.batch(order[index * self.batch_size : (index + 1) * self.batch_size])
 
     @contextmanager
-    def shuffled(self) -> Iterator[None]:
-        """Inside, every epoch has an order of its own, as `shuffle` says; afterwards data order again."""
-        self._is_shuffled = True
+    def shuffled(self, shuffle: bool | str = True) -> Iterator[None]:
+        """Inside, every epoch has an order of its own, as the Source says; afterwards data order again.
+
+        Args:
+            shuffle: what `fit` was told: False keeps data order, "batch" shuffles whole batches.
+        """
+        self._shuffle_now = _combined(self.shuffle, shuffle)
         try:
             yield
         finally:
-            self._is_shuffled, self._order = False, None
+            self._shuffle_now, self._order = False, None
 
     def on_epoch_end(self) -> None:
         """Draw the next epoch's order inside `shuffled`; Keras calls this before the first epoch too.
 
         Not on_epoch_begin: threads read batches by then.
         """
-        if self._is_shuffled:
+        if self._shuffle_now:
             # From Python's generator, which keras.utils.set_random_seed seeds.
-            self._order = _drawn(len(self.rows), self.batch_size, self.shuffle, random.getrandbits(64))
+            self._order = _drawn(len(self.rows), self.batch_size, self._shuffle_now, random.getrandbits(64))
 
 
 class SourceRows:
@@ -145,9 +150,7 @@ class SourceRows:
 
     def shuffled_as(self, shuffle: bool | str) -> SourceRows:
         """Return the rows with what `fit` was told too: False there keeps data order, "batch" shuffles batches."""
-        both = (self.source.shuffle, shuffle)
-        combined: bool | str = "batch" if all(both) and "batch" in both else all(both)
-        return SourceRows(self.source, self.held, self._columns, combined)
+        return SourceRows(self.source, self.held, self._columns, _combined(self.source.shuffle, shuffle))
 
     def batch(self, positions: Sequence[int] | NDArray[np.int64]) -> tuple[Any, ...]:
         """Return the rows at some positions as one batch: (x,), (x, y) or (x, y, sample_weight), in their order."""
@@ -184,10 +187,15 @@ def _checked(columns: dict[str, Sequence[Any] | None], length: int) -> dict[str,
     return listed
 
 
-def _drawn(length: int, batch_size: int, shuffle: bool | str, seed: int) -> NDArray[np.int64] | None:
-    """Return an order of the rows for one epoch; None is data order."""
-    if not shuffle:
-        return None
+def _combined(source: bool | str, fit: bool | str) -> bool | str:
+    """Return how rows are shuffled, by what a Source and what fit say."""
+    if not source or not fit:
+        return False
+    return "batch" if "batch" in (source, fit) else True
+
+
+def _drawn(length: int, batch_size: int, shuffle: bool | str, seed: int) -> NDArray[np.int64]:
+    """Return an order of the rows for one epoch."""
     generator = np.random.default_rng(seed)
     if shuffle != "batch":
         return generator.permutation(length)

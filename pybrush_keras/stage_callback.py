@@ -10,7 +10,7 @@ from pybrush.learner import Horizon
 from pybrush.plan.order import Seeds
 from pybrush_keras import _private
 from pybrush_keras.progress import LABELS
-from pybrush_keras.randomness import seed_all
+from pybrush_keras.randomness import seed_epoch
 from pybrush_keras.stage_data import StageData
 
 
@@ -36,7 +36,7 @@ class StageCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Seed everything for the epoch, before the user's callbacks, and cut its batches."""
         inside = epoch - self._horizon.epochs_before
-        seed_all(self._seeds(inside, "train"))
+        seed_epoch(self._seeds(inside, "train"))
         self._data.tell(inside)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -182,6 +182,7 @@ class Switch:
 
 SWITCH = Switch()
 
+
 class Training(Protocol):
     """Model, SISA callback and rows of one process.
 
@@ -201,6 +202,9 @@ class Training(Protocol):
     def unlearn(self, **asked: Any) -> UnlearnResult:
         """Ask for what is to be forgotten; a training that fitted nothing passes model and data."""
 
+    def save(self, path: Path) -> Path:
+        """Save the model by hand, in the framework's own way; return the file, which has a suffix of its own."""
+
     def roster(self, namer: Namer) -> Roster:
         """Return the names of the rows."""
 
@@ -212,7 +216,13 @@ class Training(Protocol):
 
 
 class Framework(Protocol):
-    """One framework."""
+    """One framework.
+
+    Attributes:
+        adapter: the name under which records note it.
+    """
+
+    adapter: str
 
     def training(self, folder: Path, setup: Setup, rows: Table, weights: int = 1) -> Training:
         """Return a training with the record folder / "record"; `weights` is the seed of the initial weights."""
@@ -229,8 +239,8 @@ class Framework(Protocol):
     def predict(self, model: Any, x: np.ndarray) -> np.ndarray:
         """Return what a model, or an aggregate, answers."""
 
-    def seen(self) -> list[tuple[int, np.ndarray]]:
-        """Return (epoch, first features) of each batch that "watching" networks saw, and forget them."""
+    def seen(self) -> list[np.ndarray]:
+        """Return the first feature of each row of each batch that "watching" networks saw, and forget them."""
 
 
 def load(adapter: str) -> Framework:
@@ -258,7 +268,8 @@ COLUMNS = {
 def ledger_of(record: Record) -> dict[str, Any]:
     """Return what the ledger says of samples, cells, subjects and stages, and the order of the samples."""
     found: dict[str, Any] = {
-        name: sorted(map(repr, record.ledger.rows(f"SELECT {columns} FROM {name}"))) for name, columns in COLUMNS.items()
+        name: sorted(map(repr, record.ledger.rows(f"SELECT {columns} FROM {name}")))
+        for name, columns in COLUMNS.items()
     }
     placed = record.ledger.rows("SELECT position, name FROM samples WHERE position IS NOT NULL")
     found["order"] = [name for _, name in sorted(placed)]

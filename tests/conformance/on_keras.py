@@ -34,7 +34,7 @@ class Watching(keras.Sequential):
     """Notes its batches."""
 
     def train_step(self, data):
-        SEEN.append((None, keras.ops.convert_to_numpy(data[0])[:, 0].copy()))
+        SEEN.append(keras.ops.convert_to_numpy(data[0])[:, 0].copy())
         return super().train_step(data)
 
 
@@ -96,6 +96,11 @@ class KerasTraining:
         given = {} if self.fitted else {"model": self.model, "x": self.x, "y": self.y, **self.arguments()}
         return self.sisa.unlearn(**asked, **given)
 
+    def save(self, path):
+        path.parent.mkdir(exist_ok=True)
+        self.model.save(path.with_suffix(".keras"))
+        return path.with_suffix(".keras")
+
     def roster(self, namer):
         return self.sisa.roster(rows_of(self.x, self.y), namer)
 
@@ -111,12 +116,14 @@ class KerasTraining:
             "seeds": [keras.ops.convert_to_numpy(layer.seed_generator.state).tolist() for layer in own],
             "model": (model.stop_training, id(model.optimizer)),
             "callbacks": [(type(c).__name__, sorted(vars(c)), c.model is model) for c in self.callbacks],
-            "random": (random.getstate(), np.random.get_state()[1].tolist()),
+            "random": (random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002
         }
 
 
 class OnKeras:
     """Keras."""
+
+    adapter = "keras"
 
     def training(self, folder, setup, rows, weights=1):
         return KerasTraining(folder, setup, rows, weights)

@@ -68,7 +68,7 @@ class Watching(Network):
     """Notes its batches."""
 
     def training_step(self, batch, index):
-        SEEN.append((self.trainer.current_epoch, batch[0][:, 0].numpy().copy()))
+        SEEN.append(batch[0][:, 0].numpy().copy())
         return super().training_step(batch, index)
 
 
@@ -129,6 +129,11 @@ class LightningTraining:
         given = {} if self.fitted else {"model": self.model, **self.loaders()}
         return self.trainer.unlearn(**asked, **given)
 
+    def save(self, path):
+        path = path.with_suffix(".ckpt")
+        self.trainer.save_checkpoint(path)
+        return path
+
     def roster(self, namer):
         return roster_of(self.sisa.naming, self.dataset, namer)
 
@@ -137,7 +142,8 @@ class LightningTraining:
 
     def snapshot(self):
         module, trainer = self.model, self.trainer
-        random_state = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        global_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+        random_state = (random.getstate(), global_state, torch.get_rng_state().tolist())
         return {
             "weights": [array.tobytes() for array in FRAMEWORK.weights(module)],
             "optimizers": [repr(optimizer.state_dict()) for optimizer in trainer.optimizers],
@@ -150,6 +156,8 @@ class LightningTraining:
 
 class OnLightning:
     """Lightning."""
+
+    adapter = "lightning"
 
     def training(self, folder, setup, rows, weights=1):
         return LightningTraining(folder, setup, rows, weights)

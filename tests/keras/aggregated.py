@@ -83,11 +83,10 @@ def recurrent():
 
 
 def mixed():
-    with_policy = keras.Sequential([
+    return keras.Sequential([
         *(keras.Input((4,)), layers.Dense(5, dtype="mixed_bfloat16"), layers.BatchNormalization()),
         layers.Dense(CLASSES, dtype="float32"),
     ])  # fmt: skip
-    return with_policy
 
 
 def half():
@@ -96,25 +95,25 @@ def half():
 
 
 class Block(layers.Layer):
-    """A layer of the user's own."""
+    """A layer of the user's own, whose argument Keras records by itself."""
 
     def __init__(self, width, **more):
         super().__init__(**more)
-        self.width = width
         self.inner = layers.Dense(width, activation="relu")
+
+    def build(self, shape):
+        self.inner.build(shape)
 
     def call(self, x):
         return self.inner(x)
 
-    def get_config(self):
-        return {**super().get_config(), "width": self.width}
-
 
 class Subclassed(keras.Model):
-    """Builds its layers in the first call, and drops out; its arguments are plain."""
+    """Builds its layers in the first call, and drops out."""
 
-    def __init__(self, width=5, rate=0.4):
-        super().__init__(name="net")  # a name that every copy has
+    def __init__(self, width=5, rate=0.4, **more):
+        super().__init__(**{**more, "name": "net"})  # a name that every copy has
+        self.width, self.rate = width, rate
         self.blocks = [Block(width), Block(width)]
         self.drop, self.norm = layers.Dropout(rate), layers.BatchNormalization()
         self.head = layers.Dense(CLASSES)
@@ -124,12 +123,15 @@ class Subclassed(keras.Model):
             x = block(x)
         return self.head(self.norm(self.drop(x, training=training), training=training))
 
+    def get_config(self):
+        return {**super().get_config(), "width": self.width, "rate": self.rate}
+
 
 class Silent(keras.Model):
-    """Has no argument `training`, so its dropout is told by the calls around it."""
+    """Its call has no argument `training`, so its dropout is told by the calls around it."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **more):
+        super().__init__(**more)
         self.drop, self.head = layers.Dropout(0.5), layers.Dense(CLASSES)
 
     def call(self, x):
@@ -137,7 +139,7 @@ class Silent(keras.Model):
 
 
 class OfDictionaries(keras.Model):
-    """Takes a dictionary, of which one is whole numbers."""
+    """Takes a dictionary, one part whole numbers; Keras saves it and cannot load it, since __init__ takes nothing."""
 
     def __init__(self):
         super().__init__()
@@ -173,6 +175,7 @@ class Case:
     x: object = field(default_factory=inputs)
     custom: dict = field(default_factory=dict)
     needs_example: bool = False
+    loads: bool = True
 
     @property
     def example(self):
@@ -199,7 +202,11 @@ CASES = {
     "subclassed": Case(lambda: called(Subclassed(6), inputs()), custom={"Subclassed": Subclassed, "Block": Block}),
     "silent": Case(lambda: called(Silent(), inputs()), custom={"Silent": Silent}),
     "of dictionaries": Case(
-        lambda: called(OfDictionaries(), PAIR), PAIR, {"OfDictionaries": OfDictionaries}, needs_example=True
+        lambda: called(OfDictionaries(), PAIR),
+        PAIR,
+        {"OfDictionaries": OfDictionaries},
+        needs_example=True,
+        loads=False,
     ),
 }
 

@@ -1,5 +1,7 @@
 """Models of the Keras tests, each compiled; small, and of many kinds."""
 
+import random
+
 import keras
 import numpy as np
 from keras import layers, ops, optimizers, regularizers
@@ -133,8 +135,8 @@ def seeing():
 class Subclassed(keras.Model):
     """A class of the user's own, which makes its variables when it is first called."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **settings):
+        super().__init__(**settings)
         self.inner = layers.Dense(8, activation="relu", activity_regularizer=regularizers.L1(0.01))
         self.adds, self.norm, self.drop = Adds(), layers.BatchNormalization(), layers.Dropout(0.3)
         self.last = layers.Dense(KINDS)
@@ -179,8 +181,8 @@ def applied(optimizer, found, variables):
 class OwnStep(Subclassed):
     """Trains in a step of its own, with a metric of its own."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **settings):
+        super().__init__(**settings)
         self.tracker = keras.metrics.Mean(name="own")
 
     def train_step(self, data):
@@ -198,8 +200,8 @@ class OwnStep(Subclassed):
 class Adversaries(keras.Model):
     """Two networks with an optimizer each, the second of which is no part of compile."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **settings):
+        super().__init__(**settings)
         self.maker = keras.Sequential([layers.Input((2,)), layers.Dense(6)])
         self.judge = keras.Sequential([layers.Input((6,)), layers.Dense(4, activation="relu"), layers.Dense(1)])
         self.seeds = keras.random.SeedGenerator(5)
@@ -225,6 +227,77 @@ class Adversaries(keras.Model):
         _, found = gradients(self, made, self.maker.trainable_variables)
         applied(self.second, found, self.maker.trainable_variables)
         return {"judged": lost}
+
+
+# State outside of variables
+
+
+class Drawing(layers.Layer):
+    """Draws from every global generator, and keeps a number, a list and, under PyTorch, a buffer."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.alpha, self.kept = 1.0, []
+        if BACKEND == "torch":
+            import torch
+
+            self.register_buffer("calls", torch.zeros(()))
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        if BACKEND == "torch":
+            self.calls.add_(1)
+            x = x + 0.01 * self.calls
+        x = x * self.alpha + 0.1 * keras.random.normal(ops.shape(x)) + 0.01 * sum(self.kept)
+        return x + 0.1 * drawn(x) + 0.1 * float(np.random.normal()) + 0.1 * random.random()  # noqa: NPY002
+
+
+def drawn(x):
+    """Return noise of the backend's own."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.random.normal(tf.shape(x))
+    import torch
+
+    return torch.randn_like(x)
+
+
+class Weighing(keras.losses.Loss):
+    """Multiplies a loss by a number that callbacks change."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = 1.0
+
+    def call(self, truth, found):
+        return self.weight * keras.losses.sparse_categorical_crossentropy(truth, found, from_logits=True)
+
+
+class Annealing(keras.callbacks.Callback):
+    """Changes numbers everywhere, and keeps one itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = 0.9
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.factor *= 0.8
+        for layer in self.model.layers:
+            if isinstance(layer, Drawing):
+                layer.alpha *= self.factor
+                layer.kept.append(self.factor)
+            if isinstance(layer, layers.Dropout):
+                layer.rate *= self.factor
+        self.model.loss.weight *= self.factor
+        self.model.optimizer.clipnorm *= self.factor
+
+
+def drawing():
+    found = [layers.Input((6,)), layers.Dense(8, activation=ops.tanh), Drawing(), layers.Dropout(0.5)]
+    optimizer = optimizers.SGD(0.1, momentum=0.5, clipnorm=0.5)
+    return compiled(keras.Sequential([*found, layers.Dense(KINDS)]), optimizer, loss=Weighing(), metrics=None)
 
 
 # Callbacks

@@ -136,7 +136,14 @@ def test_a_column_is_the_key_of_a_dictionary_and_ends_with_the_rows():
     assert rows.column("id").tolist() == list(range(8))
     assert rows.column("nested") is None and rows.column("other") is None
     assert rows_of(x["pixels"]).column("id") is None
-    assert rows.source is x
+    assert rows_of(x).source is x
+
+
+def test_a_callable_that_names_rows_is_handed_those_that_are_trained_on():
+    table = pd.DataFrame({"id": np.arange(N), "b": numbers(N)})
+    for x in ({"id": np.arange(N), "pixels": (numbers(N, 3),)}, table, {"id": keras.ops.arange(N)}):
+        rows = rows_of(x, validation_split=0.2)
+        assert [int(name) for name in rows.source["id"]] == list(range(8)) and type(rows.source) is type(x)
 
 
 def test_settings_of_fit_are_kept():
@@ -186,6 +193,11 @@ class TestForgetSets:
             self.where(self.x.reshape(-1)[3:9]) is None and self.where(self.x.reshape(-1)[1:31].reshape(10, 3)) is None
         )
         assert self.where(self.x[2:5].view("int32")) is None
+
+    def test_rows_in_another_layout_are_not(self):
+        images = numbers(N, 2, 2)
+        assert self.where(images.transpose(0, 2, 1)[2:4], rows=rows_of(images)) is None
+        assert self.where(images[2:4], rows=rows_of(images)) == [2, 3]
 
     def test_views_from_before_the_rows_are_not(self):
         rows = rows_of(self.x[3:], self.y[3:])

@@ -7,8 +7,8 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 
 from pybrush.content import encode
 from pybrush.errors import ConfigurationError, UnsupportedError
+from pybrush_keras import Source
 from pybrush_keras.rows import rows_of
-from pybrush_keras.source import Source
 
 N = 11
 X = np.random.default_rng(0).normal(size=(N, 3)).astype("float32")
@@ -186,6 +186,31 @@ def test_plain_keras_trains_evaluates_and_predicts_on_it(folder):
     assert (model.predict(source, verbose=0) == twin.predict(X, batch_size=4, verbose=0)).all()
 
 
+@pytest.mark.parametrize(
+    ("settings", "asked", "is_shuffled"),
+    [({}, {}, True), ({"shuffle": False}, {}, False), ({}, {"shuffle": False}, False)],
+    ids=str,
+)
+def test_a_plain_fit_trains_in_the_order_that_the_source_says(folder, settings, asked, is_shuffled):
+    source, seen = Source(folder.files, Y, load=folder.load, batch_size=4, **settings), []
+
+    class Note(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            folder.read.clear()
+
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(list(folder.read))
+
+    for _ in range(2):
+        linear().fit(source, epochs=2, verbose=0, callbacks=[Note()], **asked)
+    assert all(sorted(read) == Y.tolist() for read in seen) and len(seen) == 4
+    assert len({tuple(read) for read in seen}) == (4 if is_shuffled else 1)
+    assert (seen[0] == Y.tolist()) is not is_shuffled
+    # Rows are shuffled, not whole batches.
+    assert not is_shuffled or any(sorted(read[:4]) not in ([0, 1, 2, 3], [4, 5, 6, 7]) for read in seen)
+    assert epoch_of(source) == Y.tolist()
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_row_is_trained_on_once_an_epoch_in_other_orders(folder, workers):
     source = Source(folder.files, Y, load=folder.load, batch_size=4)
@@ -273,7 +298,9 @@ def test_a_source_without_rows_is_refused():
             Source(*arguments, load=None if isinstance(arguments[0], np.ndarray) else str)
 
 
-@pytest.mark.parametrize("entries", ["folder/", iter([1, 2]), 3, None], ids=str)
+@pytest.mark.parametrize(
+    "entries", ["folder/", iter([1, 2]), 3, None], ids=["text", "an iterator", "a number", "nothing"]
+)
 def test_entries_that_cannot_be_listed_are_refused(entries):
     with pytest.raises(UnsupportedError, match="one entry for each row, such as a list of paths"):
         Source(entries, load=str)

@@ -299,6 +299,8 @@ def test_files_that_a_users_map_reads_are_a_column(texts):
     shuffled = rows_of(tf.data.Dataset.list_files(files).map(tf.io.read_file).batch(2))
     assert shuffled.shuffle is True
     assert [row[0] for row in shuffled] == [Path(file).read_bytes() for file in shuffled.column("file_paths")]
+    cut = slices(files).skip(1).take(3).skip(1).map(tf.io.read_file).batch(2)
+    assert rows_of(cut).column("file_paths") == files[2:4]
     labelled = slices((files, ["a"] * len(files)))
     assert rows_of(labelled.map(lambda path, y: (tf.io.read_file(path), y)).batch(2)).column("file_paths") is None
     assert rows_of(slices(files).batch(2)).column("file_paths") is None
@@ -395,9 +397,14 @@ def refused():
         "four parts": (slices((X, Y, Y, Y)).batch(2), "a tuple of 4"),
         "a map of batches of one size": (data.batch(4, drop_remainder=True).map(double), "drop_remainder"),
         "random numbers": (data.map(lambda x, y: (x + tf.random.normal([3]), y)).batch(4), "RandomStandardNormal"),
+        "random numbers in a branch": (data.map(sometimes).batch(4), "RandomStandardNormal"),
         "random numbers of batches": (data.batch(4).map(lambda x, y: (tf.random.shuffle(x), y)), "RandomShuffle"),
         "a layer that draws": (data.map(flipped).batch(4), r"\(AssignVariableOp\).*keras.layers.RandomFlip"),
     }
+
+
+def sometimes(x, y):
+    return tf.cond(y > 3, lambda: x + tf.random.normal([3]), lambda: x), y
 
 
 flip = keras.layers.RandomFlip()

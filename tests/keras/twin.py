@@ -68,13 +68,13 @@ def validated():
 
 
 CASES = {
-    "plain": Case(shards=3, slices=2),
+    "plain": Case(shards=3, slices=2, fit={"class_weight": {0: 1.0, 1: 0.5, 2: 2.0}}),
     "neither": Case(lambda: nets.plain("sgd", normed=False, dropped=False), shards=1, slices=1),
     "normed": Case(lambda: nets.plain(dropped=False), shards=1, slices=3),
-    "functional": Case(nets.functional, nets.pairs, slices=3, sisa={"outputs": "values"}),
+    "functional": Case(nets.functional, nets.pairs, shards=1, slices=3),
     "own step": Case(lambda: nets.compiled(nets.OwnStep(), metrics=None), shards=2, slices=2),
     "own loss": Case(lambda: nets.compiled(nets.OwnLoss(), "adam"), nets.weighted, shards=1, slices=2),
-    "adversaries": Case(lambda: nets.compiled(nets.Adversaries(), loss=None, metrics=None), slices=2),
+    "adversaries": Case(lambda: nets.compiled(nets.Adversaries(), loss=None, metrics=None), sisa={"outputs": "values"}),
     "texts": Case(nets.reading, nets.texts, shards=1, slices=2, fit={"shuffle": "batch", "batch_size": 6}),
     "images": Case(nets.seeing, nets.images, shards=1, slices=2, fit={"shuffle": False}),
     "scaled": Case(lambda: nets.typed("mixed_float16", lambda: optimizers.SGD(0.1)), slices=2, shards=1, epochs=3),
@@ -88,6 +88,7 @@ CASES = {
         lambda: nets.plain(lambda: optimizers.Adam(0.1)), callbacks=(stopping, falling), epochs=6, fit=validated()
     ),
     "counting": Case(lambda: nets.plain("sgd"), callbacks=(nets.Counting,), fit={"validation_split": 0.2}),
+    "drawing": Case(nets.drawing, callbacks=(nets.Annealing,), epochs=4, shards=1, gone=(20,)),
     "thawing": Case(callbacks=(nets.Thawing,), epochs=3),
 }  # fmt: skip
 
@@ -131,7 +132,8 @@ def fit(name, folder, gone=()):
 
 def fit_without(name, folder, gone):
     """Do so in a process that has other random numbers and other names of layers."""
-    np.random.seed(99)
+    keras.config.set_floatx(CASES[name].floats)
+    np.random.seed(99)  # noqa: NPY002 (the global generator that a user may have seeded)
     layers.Dense(2)
     layers.Dropout(0.5)
     fit(name, folder, gone)
