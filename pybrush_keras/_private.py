@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.models.functional import Functional
 from keras.src.random import seed_generator
 from keras.src.saving import saving_lib, serialization_lib
@@ -103,8 +104,11 @@ def attributes_of_keras(owner: Any) -> frozenset[str]:
 @cache
 def _attributes_by_kind() -> tuple[tuple[type, frozenset[str]], ...]:
     optimizer = keras.optimizers.Optimizer(0.1)
+    callback = frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
     return (
-        (keras.callbacks.Callback, frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}),
+        # None until the first epoch ends, then the function that its settings call for.
+        (MonitorCallback, callback | {"monitor_op"}),
+        (keras.callbacks.Callback, callback),
         (keras.optimizers.Optimizer, frozenset(vars(optimizer)) - frozenset(optimizer.get_config())),
         (keras.losses.Loss, frozenset(vars(keras.losses.Loss()))),
     )
