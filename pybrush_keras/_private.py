@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.models.functional import Functional
 from keras.src.random import seed_generator
 from keras.src.saving import saving_lib, serialization_lib
@@ -80,6 +81,12 @@ def trained_by(optimizer: Any) -> list[Any]:
     return list(optimizer._trainable_variables)
 
 
+def loss_settings(loss: Any) -> dict[str, Any]:
+    """Return what a loss of Keras was made with; get_config of many, as Huber's, leaves it out."""
+    settings: dict[str, Any] = getattr(loss, "_fn_kwargs", {})
+    return settings
+
+
 def show(line: str) -> None:
     """Write a line where Keras' progress bar writes."""
     io_utils.print_msg(line)
@@ -96,8 +103,11 @@ def attributes_of_keras(owner: Any) -> frozenset[str]:
 @cache
 def _attributes_by_kind() -> tuple[tuple[type, frozenset[str]], ...]:
     optimizer = keras.optimizers.Optimizer(0.1)
+    callback = frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
     return (
-        (keras.callbacks.Callback, frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}),
+        # None until the first epoch ends, then the function that its settings call for.
+        (MonitorCallback, callback | {"monitor_op"}),
+        (keras.callbacks.Callback, callback),
         (keras.optimizers.Optimizer, frozenset(vars(optimizer)) - frozenset(optimizer.get_config())),
         (keras.losses.Loss, frozenset(vars(keras.losses.Loss()))),
     )
@@ -278,6 +288,11 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     """Return what `keras.Model.compile` was called with, the objects themselves; empty where it was not called."""
     config = getattr(model, "_compile_config", None)
     return dict(config.config) if model.compiled and config is not None else {}
+
+
+def loss_arguments(loss: Any) -> dict[str, Any]:
+    """Return what a loss of Keras hands to its function; the configurations of some do not tell it."""
+    return dict(getattr(loss, "_fn_kwargs", {}))
 
 
 def objects_shared() -> Any:

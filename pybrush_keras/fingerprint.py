@@ -163,8 +163,11 @@ def _serialized(item: Any) -> Any:
         return {name: _serialized(value) for name, value in item.items()}
     if isinstance(item, (list, tuple)):
         return [_serialized(value) for value in item]
+    if isinstance(item, keras.losses.Loss):
+        return [type(item).__qualname__, {**item.get_config(), **_private.loss_settings(item)}]
     if hasattr(item, "get_config"):
-        config = {name: value for name, value in item.get_config().items() if name != "name"}  # an automatic one
+        told = _private.loss_arguments(item) | item.get_config()
+        config = {name: value for name, value in told.items() if name != "name"}  # an automatic one
         return [type(item).__qualname__, config]
     return item
 

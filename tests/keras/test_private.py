@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from pybrush_keras import _private
+from pybrush_keras import _private, state
+from pybrush_keras.attributes import known_parts
 from tests.keras import nets
 
 
@@ -46,6 +47,19 @@ def test_attributes_that_keras_sets_are_known_and_a_user_s_are_not():
         assert "mine" not in _private.attributes_of_keras(owner)
 
 
+@pytest.mark.parametrize("kind", [keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau])
+def test_a_callback_takes_the_state_of_one_that_has_compared_an_epoch_with_another(kind):
+    model, data = lazy(), nets.table(8)
+    old, new = kind("loss"), kind("loss")
+    model.fit(**data, callbacks=[old], verbose=0)
+    known = known_parts(model)
+    held = state.read_attributes([("it", old)], known)
+    assert held["it"].keys() >= {"patience", "best", "wait"} and "monitor_op" not in held["it"]
+    state.write_attributes_of([("it", new)], held, known)
+    model.fit(**data, callbacks=[new], verbose=0)
+    assert state.read_attributes([("it", new)], known).keys() == held.keys()
+
+
 def test_the_first_epoch_is_as_said_also_after_a_backup():
     model, data = lazy(), nets.table(8)
     model._initial_epoch = 3
@@ -57,6 +71,11 @@ def test_a_scaled_optimizer_holds_the_user_s():
     own = keras.optimizers.SGD(0.1)
     assert _private.own_optimizer(keras.optimizers.LossScaleOptimizer(own)) is own
     assert _private.own_optimizer(own) is own
+
+
+def test_the_arguments_of_a_loss_are_known():
+    assert _private.loss_arguments(keras.losses.Huber(2.0)) == {"delta": 2.0}
+    assert _private.loss_arguments(keras.losses.Loss()) == {}
 
 
 def test_a_schedule_is_told_from_a_rate():
