@@ -239,6 +239,9 @@ class Framework(Protocol):
     def predict(self, model: Any, x: np.ndarray) -> np.ndarray:
         """Return what a model, or an aggregate, answers."""
 
+    def scale(self, learner: Any, factor: float) -> None:
+        """Multiply the dense layers of a learner's model."""
+
     def spoil(self, model: Any) -> None:
         """Overwrite what a model holds, as a user may."""
 

@@ -141,6 +141,10 @@ class OnKeras:
     def predict(self, model, x):
         return keras.ops.convert_to_numpy(model(x, training=False))
 
+    def scale(self, learner, factor):
+        for variable in dense(learner.model):
+            variable.assign(factor * variable)
+
     def spoil(self, model):
         for variable in [*model.trainable_variables, *model.optimizer.variables[2:]]:
             variable.assign(7 * keras.ops.ones_like(variable))

@@ -148,6 +148,7 @@ def test_a_fit_after_a_request_does_not_train_the_forgotten_rows_again(framework
     SWITCH.set("batch", 1)
     with caplog.at_level(logging.WARNING, "pybrush"):
         training.fit()
+    SWITCH.set()
     assert any("2 rows of the data set are not recorded" in message for message in caplog.messages)
     assert_same_record(tmp_path, shelf.fitted(SETUP, LEFT))
 
