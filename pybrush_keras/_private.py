@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -291,11 +290,9 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     return dict(config.config) if model.compiled and config is not None else {}
 
 
-@contextmanager
-def any_function() -> Iterator[None]:
-    """Let lambdas be made again: they come from the user's own model in this process and from no file."""
-    with serialization_lib.SafeModeScope(False):
-        yield
+def loss_arguments(loss: Any) -> dict[str, Any]:
+    """Return what a loss of Keras hands to its function; the configurations of some do not tell it."""
+    return dict(getattr(loss, "_fn_kwargs", {}))
 
 
 def objects_shared() -> Any:

@@ -176,7 +176,7 @@ def aggregate_model(model: Any, constituents: Mapping[int, Arrays], space: Space
     outputs = [member(inputs) for member in members]
     together = _combination(outputs, space, how)
     aggregate = keras.Model(inputs, together(outputs), name=f"{model.name}_aggregate")
-    aggregate.trainable = False
+    aggregate.trainable = False  # all the way down: BatchNormalization then normalizes by what it learned
     compile_alike(model, aggregate)
     return aggregate
 
@@ -184,7 +184,6 @@ def aggregate_model(model: Any, constituents: Mapping[int, Arrays], space: Space
 def _member(model: Any, arrays: Arrays, name: str, space: Space, example: Any) -> Any:
     """Return one constituent in a model around it, whose name no other has, whatever the user's class calls itself."""
     copy = filled(model, arrays, example)
-    copy.trainable = False  # BatchNormalization then normalizes by what it learned, whatever it is called with
     inputs = inputs_of(model, example)
     output = copy(inputs, training=False)
     check_form(output, space)

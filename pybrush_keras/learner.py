@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import keras
-
 from pybrush.attributes import opaque_digests
 from pybrush.beside import Beside
 from pybrush.hidden import Hidden
@@ -16,9 +14,10 @@ from pybrush.learner import Horizon, Trained
 from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
 from pybrush.readings import Reader, fingerprint_of_rows
-from pybrush_keras import _private, fingerprint, patches, state
-from pybrush_keras.arguments import FitArguments, Settings
+from pybrush_keras import _private, fingerprint, loggers, patches, state
+from pybrush_keras.arguments import STEERING, FitArguments, Settings
 from pybrush_keras.attributes import REMEDY, known_parts
+from pybrush_keras.history import StageHistory, fill, joined
 from pybrush_keras.kinds import KINDS
 from pybrush_keras.parts import kept_settings, optimizers_of, own_parts
 from pybrush_keras.progress import bar
@@ -82,22 +81,22 @@ class KerasLearner:
         """Run one fit of the user's model over the stage's rows."""
         batches = StageData(data, self.settings, rows, seeds)
         watch = StageCallback(batches, horizon, seeds)
-        callbacks = self.arguments.callbacks
+        callbacks, history = self.arguments.callbacks, StageHistory()
         seed_all(seeds(0, "stage"))
         seed_layers(self.model, seeds(0, "layers"))
         _private.begin_at_given_epoch(self.model)
         self._compile()
         before = self._beside()
-        with self.around(self.model, callbacks, horizon):
-            history = patches.original_fit(self.model)(
+        with self.around(self.model, callbacks, horizon), loggers.by_shard(callbacks, horizon):
+            patches.original_fit(self.model)(
                 batches,
                 epochs=horizon.epochs_before + horizon.epochs,
                 initial_epoch=horizon.epochs_before,
                 verbose=self.arguments.verbose,
-                callbacks=[watch, *callbacks, *bar(callbacks, self.arguments.verbose, horizon)],
+                callbacks=[watch, *callbacks, *bar(callbacks, self.arguments.verbose, horizon), history],
                 class_weight=self.settings.class_weight,
                 shuffle=False,
-                **self.arguments.validation(self.rows),
+                **self._validation(),
             )
         self.histories.append(history)
         # Epochs are those of the plan: a stage that a callback stopped early counts in full.
@@ -120,8 +119,9 @@ class KerasLearner:
         self.write_state(before)
 
     def session(self, build: Callable[[], T]) -> T:
-        """Run a build; Keras needs nothing around it."""
-        return build()
+        """Run a build; loggers see one training."""
+        with loggers.one_file(self.arguments.callbacks):
+            return build()
 
     def semantic(self, namer: Namer) -> dict[str, Any]:
         """Return the semantic fingerprint; it is taken once under each key."""
@@ -139,6 +139,7 @@ class KerasLearner:
     def show_history(self) -> Any:
         """Let the model's History be that of all stages that were trained here, and return it."""
         self.model.history = joined(self.model, self.histories)
+        fill(self.arguments.callbacks, self.model.history)
         return self.model.history
 
     def _compile(self) -> None:
@@ -166,20 +167,11 @@ class KerasLearner:
 
     def _steering(self, namer: Namer) -> dict[str, Any]:
         """Return the digest of validation data where a callback may act on what is found there."""
-        told = self.arguments.validation(self.rows)
+        told = self._validation()
         if not told or not any(True for _ in state.stateful_callbacks(self.arguments.callbacks)):
             return {}
-        return {"validation": fingerprint.validation_digest(told["validation_data"], namer)}
+        digest = fingerprint.validation_digest(told["validation_data"], namer)
+        return {"validation": {"data": digest, **{name: told[name] for name in STEERING}}}
 
-
-def joined(model: Any, histories: list[Any]) -> Any:
-    """Return one History of several fits of a model; an epoch without some metric has None there."""
-    whole = keras.callbacks.History()
-    whole.set_model(model)
-    whole.epoch = [epoch for history in histories for epoch in history.epoch]
-    names = dict.fromkeys(name for history in histories for name in history.history)
-    whole.history = {
-        name: [value for history in histories for value in history.history.get(name, [None] * len(history.epoch))]
-        for name in names
-    }
-    return whole
+    def _validation(self) -> dict[str, Any]:
+        return self.arguments.validation(self.rows, self.settings.batch_size)

@@ -49,7 +49,7 @@ def kept_settings(model: Any) -> dict[str, str]:
     model.reset_metrics()  # as in each epoch; one that keeps something goes on from stage to stage
     for place, metric in _named("metric", model.metrics):
         if not is_installed(type(metric)):
-            found[place] = repr([keras.ops.convert_to_numpy(variable) for variable in metric.variables])
+            found[place] = repr([keras.ops.convert_to_numpy(variable).tobytes() for variable in metric.variables])
     return found
 
 

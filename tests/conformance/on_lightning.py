@@ -183,6 +183,12 @@ class OnLightning:
         model.train(was_training)
         return answer
 
+    def spoil(self, model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(7)
+        model.eval()
+
     def seen(self):
         found = list(SEEN)
         SEEN.clear()

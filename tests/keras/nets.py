@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import layers, ops, optimizers, regularizers
 
+from pybrush_keras import Source
+
 N, KINDS = 64, 3
 BACKEND = keras.config.backend()
 
@@ -42,6 +44,24 @@ def pairs():
     draw = np.random.default_rng(8)
     x = {"left": draw.normal(size=(N, 4)).astype("float32"), "right": draw.normal(size=(N, 3)).astype("float32")}
     return {"x": x, "y": {"kind": draw.integers(0, KINDS, N), "size": draw.normal(size=(N, 1)).astype("float32")}}
+
+
+def as_source(data):
+    """The same rows, each read when it is needed."""
+    x = data["x"]
+    source = Source(np.arange(len(x)), data["y"], load=lambda place: x[place], batch_size=5)
+    return {"x": source}
+
+
+def as_pipeline(data):
+    """The same rows in a tf.data pipeline."""
+    import tensorflow as tf
+
+    return {"x": tf.data.Dataset.from_tensor_slices((data["x"], data["y"])).shuffle(64).batch(5)}
+
+
+def pipeline():
+    return as_pipeline(table(20, seed=9))["x"]
 
 
 # Layers
@@ -100,10 +120,10 @@ def lazy():
     return compiled(keras.Sequential(body()), optimizers.SGD(0.1))
 
 
-def typed(policy, optimizer):
+def typed(policy, optimizer, dropped=True):
     """A model under a policy of types."""
     found = [layers.Dense(8, activation="relu", dtype=policy), layers.BatchNormalization(dtype=policy)]
-    found += [layers.Dropout(0.3, dtype=policy), layers.Dense(KINDS, dtype=policy)]
+    found += [layers.Dropout(0.3, dtype=policy)] * dropped + [layers.Dense(KINDS, dtype=policy)]
     model = keras.Sequential([layers.Input((6,), dtype=keras.DTypePolicy(policy).compute_dtype), *found])
     return compiled(model, make(optimizer))
 
@@ -121,7 +141,8 @@ def functional():
 
 def reading():
     found = [layers.Input((5,)), layers.Embedding(9, 4, mask_zero=True)]
-    found += [layers.GRU(4, dropout=0.2, recurrent_dropout=0.2, return_sequences=True), layers.LSTM(4)]
+    found += [layers.GRU(4, dropout=0.2, recurrent_dropout=0.2, return_sequences=BACKEND == "torch")]
+    found += [layers.LSTM(4)] * (BACKEND == "torch")  # slow to trace
     optimizer = optimizers.AdamW(0.01, weight_decay=0.02, use_ema=True, ema_overwrite_frequency=3)
     return compiled(keras.Sequential([*found, layers.Dense(KINDS)]), optimizer)
 

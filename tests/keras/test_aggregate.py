@@ -381,6 +381,7 @@ def test_an_aggregate_is_evaluated_with_the_losses_and_metrics_of_the_model():
     assert found["loss"] == pytest.approx(float(np.sum(each * weights) / ROWS), rel=1e-5)
     assert found["weighted"] == pytest.approx(float(np.sum(each * weights) / weights.sum()), rel=1e-5)
     assert found["hits"] == found["accuracy"] == pytest.approx(np.mean(answered.argmax(-1) == LABELS))
+    assert not {id(v) for v in aggregate.metrics_variables} & {id(v) for v in model.metrics_variables}
     assert [variable.path for variable in aggregate.optimizer.variables if "momentum" in variable.path] == []
     assert "hits" in model.evaluate(x, LABELS, verbose=0, return_dict=True)
 

@@ -47,7 +47,10 @@ def last_cell(sisa, count):
     return [row for row, cell in enumerate(cells) if cell == max(cells)][:count]
 
 
-@pytest.mark.parametrize("name", ["drawing", "thawing", "adversaries", "schedule"])
+@pytest.mark.parametrize(
+    "name",
+    ["drawing", "adversaries", *(pytest.param(name, marks=pytest.mark.long) for name in ("thawing", "schedule"))],
+)
 def test_another_model_serves_from_the_last_slice_on(name, tmp_path, fresh_process):
     case, fresh = CASES[name], tmp_path / "fresh"
     _, sisa, data = fit(name, tmp_path)

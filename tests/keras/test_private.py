@@ -43,6 +43,8 @@ def test_attributes_that_keras_sets_are_known_and_a_user_s_are_not():
     callback.set_model(model)
     callback.set_params({})
     assert vars(callback).keys() <= _private.attributes_of_keras(callback)
+    for owner in (model, model.optimizer, model.loss):
+        assert "mine" not in _private.attributes_of_keras(owner)
 
 
 @pytest.mark.parametrize("kind", [keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau])
@@ -69,6 +71,11 @@ def test_a_scaled_optimizer_holds_the_user_s():
     own = keras.optimizers.SGD(0.1)
     assert _private.own_optimizer(keras.optimizers.LossScaleOptimizer(own)) is own
     assert _private.own_optimizer(own) is own
+
+
+def test_the_arguments_of_a_loss_are_known():
+    assert _private.loss_arguments(keras.losses.Huber(2.0)) == {"delta": 2.0}
+    assert _private.loss_arguments(keras.losses.Loss()) == {}
 
 
 def test_a_schedule_is_told_from_a_rate():
