@@ -290,11 +290,6 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     return dict(config.config) if model.compiled and config is not None else {}
 
 
-def loss_arguments(loss: Any) -> dict[str, Any]:
-    """Return what a loss of Keras hands to its function; the configurations of some do not tell it."""
-    return dict(getattr(loss, "_fn_kwargs", {}))
-
-
 def objects_shared() -> Any:
     """Return a context in which an object that a config names twice is one object."""
     return serialization_lib.ObjectSharingScope()

@@ -163,10 +163,8 @@ def _serialized(item: Any) -> Any:
         return {name: _serialized(value) for name, value in item.items()}
     if isinstance(item, (list, tuple)):
         return [_serialized(value) for value in item]
-    if isinstance(item, keras.losses.Loss):
-        return [type(item).__qualname__, {**item.get_config(), **_private.loss_settings(item)}]
     if hasattr(item, "get_config"):
-        told = _private.loss_arguments(item) | item.get_config()
+        told = {**item.get_config(), **_private.loss_settings(item)}
         config = {name: value for name, value in told.items() if name != "name"}  # an automatic one
         return [type(item).__qualname__, config]
     return item

@@ -13,7 +13,9 @@ def absolute(target, output):
     return keras.ops.mean(keras.ops.abs(target - output))
 
 
-@pytest.mark.parametrize("given", ["mse", ["mse"], {"dense_1": "mse"}, losses.Huber()], ids=str)
+@pytest.mark.parametrize(
+    "given", ["mse", ["mse"], {"dense_1": "mse"}, losses.Huber()], ids=["word", "list", "by name", "object"]
+)
 def test_a_loss_of_keras_is_told_in_every_form(given):
     model = nets.plain(loss=given, metrics=None)
     assert "Huber" in str(loss(model)) or "mse" in str(loss(model))

@@ -74,8 +74,8 @@ def test_a_scaled_optimizer_holds_the_user_s():
 
 
 def test_the_arguments_of_a_loss_are_known():
-    assert _private.loss_arguments(keras.losses.Huber(2.0)) == {"delta": 2.0}
-    assert _private.loss_arguments(keras.losses.Loss()) == {}
+    assert _private.loss_settings(keras.losses.Huber(2.0)) == {"delta": 2.0}
+    assert _private.loss_settings(keras.losses.Loss()) == {}
 
 
 def test_a_schedule_is_told_from_a_rate():
