@@ -33,8 +33,7 @@ def load():
     """Return inputs by name, labels, and the patients, of training, validation and test rows."""
     table = load_breast_cancer()
     order = np.random.default_rng(0).permutation(len(table.target))
-    # Logarithms, since a scaler would have to be fitted on rows that are never erased.
-    values, labels = np.log1p(table.data[order]).astype("float32"), table.target[order]
+    values, labels = table.data[order].astype("float32"), table.target[order]
     x = {"mean": values[:, :10], "error": values[:, 10:20], "worst": values[:, 20:]}
     patients = np.array([f"patient-{row % PATIENTS}" for row in range(len(labels))])
     cuts = slice(TRAIN_ROWS), slice(TRAIN_ROWS, TRAIN_ROWS + VALIDATION_ROWS), slice(TRAIN_ROWS + VALIDATION_ROWS, None)
@@ -44,7 +43,9 @@ def load():
 def build():
     """Return a compiled model of three inputs; it knows nothing of PyBrush."""
     inputs = {name: layers.Input((10,), name=name) for name in ("mean", "error", "worst")}
-    hidden = layers.concatenate([layers.Dense(16, activation="relu")(value) for value in inputs.values()])
+    # Normalized in the model: a scaler fitted before would carry erased rows into all others.
+    scaled = [layers.BatchNormalization(momentum=0.8)(value) for value in inputs.values()]
+    hidden = layers.concatenate([layers.Dense(16, activation="relu")(value) for value in scaled])
     outputs = layers.Dense(2, activation="softmax")(layers.Dropout(0.1)(hidden))
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -109,7 +110,7 @@ def main(folder):
     assert told["guarantee"] == "Exact" and told["forgotten"] == hers == 4
     assert told["rebuilt"] <= 2  # her rows lie in one shard and slice
     assert checked.is_clean and checked.rows == TRAIN_ROWS - hers
-    assert min(before, told["accuracy"]) > 0.85
+    assert min(before, told["accuracy"]) > 0.9
     assert (folder / "erasure.html").is_file() and (folder / "deploy.keras").is_file()
 
 

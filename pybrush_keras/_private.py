@@ -105,12 +105,29 @@ def _attributes_by_kind() -> tuple[tuple[type, frozenset[str]], ...]:
     optimizer = keras.optimizers.Optimizer(0.1)
     callback = frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
     return (
-        # None until the first epoch ends, then the function that its settings call for.
-        (MonitorCallback, callback | {"monitor_op"}),
+        (MonitorCallback, callback | {_MONITOR}),
         (keras.callbacks.Callback, callback),
         (keras.optimizers.Optimizer, frozenset(vars(optimizer)) - frozenset(optimizer.get_config())),
         (keras.losses.Loss, frozenset(vars(keras.losses.Loss()))),
     )
+
+
+_MONITOR = "monitor_op"
+"""Where EarlyStopping and its like keep a function; None until the first epoch ends, when min_delta gets its sign."""
+
+_COMPARED = {"less": keras.ops.less, "greater": keras.ops.greater, "none yet": None}
+
+
+def monitored(callback: Any) -> dict[str, str]:
+    """Return by which comparison a callback tells that a value is better, as a word; empty for any that does not."""
+    if not isinstance(callback, MonitorCallback):
+        return {}
+    return {_MONITOR: next(word for word, function in _COMPARED.items() if function is callback.monitor_op)}
+
+
+def monitor(callback: Any, word: str) -> None:
+    """Let a callback compare as `monitored` told."""
+    callback.monitor_op = _COMPARED[word]
 
 
 def buffers(model: Any) -> list[Any]:

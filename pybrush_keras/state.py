@@ -145,7 +145,7 @@ def stateful_callbacks(callbacks: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def read_attributes(owners: Iterable[tuple[str, Any]], known: KnownParts) -> Tree:
     """Return the plain attributes of layers or callbacks, by their names."""
-    return {name: plain_attributes(owner, known) for name, owner in owners}
+    return {name: plain_attributes(owner, known) | _private.monitored(owner) for name, owner in owners}
 
 
 def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree, known: KnownParts) -> None:
@@ -161,7 +161,10 @@ def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree, known: Kn
             f"{', '.join(named) or 'none'}. Build the model, and pass the callbacks, as for the fit."
         )
     for name, owner in named.items():
-        write_attributes(owner, tree[name], known)
+        monitored = _private.monitored(owner).keys()
+        write_attributes(owner, {key: value for key, value in tree[name].items() if key not in monitored}, known)
+        for key in monitored:
+            _private.monitor(owner, tree[name][key])
 
 
 def stored(model: Any) -> list[Any]:

@@ -6,8 +6,14 @@ import pytest
 
 from tests.keras.twin import CASES, assert_same_record, chosen, fit, sisa_of
 
+MARKS = {
+    # torch.compile warns of much that is its own or Keras' matter, and an error inside it ends it.
+    "compiled": [pytest.mark.filterwarnings("ignore")],
+}
 RUN = [
-    pytest.param(name, marks=pytest.mark.long) if case.is_long else name for name, case in CASES.items() if chosen(case)
+    pytest.param(name, marks=[*MARKS.get(name, []), *[pytest.mark.long] * case.is_long])
+    for name, case in CASES.items()
+    if chosen(case)
 ]
 
 

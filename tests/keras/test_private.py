@@ -54,7 +54,7 @@ def test_a_callback_takes_the_state_of_one_that_has_compared_an_epoch_with_anoth
     model.fit(**data, callbacks=[old], verbose=0)
     known = known_parts(model)
     held = state.read_attributes([("it", old)], known)
-    assert held["it"].keys() >= {"patience", "best", "wait"} and "monitor_op" not in held["it"]
+    assert held["it"].keys() >= {"patience", "best", "wait"} and held["monitor_op"] == "less"["it"]
     state.write_attributes_of([("it", new)], held, known)
     model.fit(**data, callbacks=[new], verbose=0)
     assert state.read_attributes([("it", new)], known).keys() == held.keys()
@@ -76,6 +76,23 @@ def test_a_scaled_optimizer_holds_the_user_s():
 def test_the_arguments_of_a_loss_are_known():
     assert _private.loss_settings(keras.losses.Huber(2.0)) == {"delta": 2.0}
     assert _private.loss_settings(keras.losses.Loss()) == {}
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_callback_that_monitors_is_put_where_it_was(mode):
+    callback = keras.callbacks.EarlyStopping("loss", min_delta=0.1, mode=mode)
+    callback.set_model(lazy())
+    assert _private.monitored(callback) == {"monitor_op": "none yet"}
+    callback.on_train_begin()
+    callback.on_epoch_end(0, {"loss": 1.0})
+    word = _private.monitored(callback)["monitor_op"]
+    assert word == {"min": "less", "max": "greater"}[mode]
+    other = keras.callbacks.EarlyStopping("loss", min_delta=0.1, mode=mode)
+    _private.monitor(other, word)
+    assert other.monitor_op is callback.monitor_op
+    _private.monitor(other, "none yet")
+    assert other.monitor_op is None
+    assert _private.monitored(keras.callbacks.Callback()) == {}
 
 
 def test_a_schedule_is_told_from_a_rate():

@@ -59,6 +59,22 @@ def test_after_a_request_what_it_rebuilt_is_replayed(tmp_path):
     assert found.outcome == "bit_identical" and len(found.stages) == result.cost.stages_rebuilt < found.of
 
 
+class Following(keras.callbacks.Callback):
+    """Lets the learning rate follow what is found in the validation."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if "val_loss" in logs:
+            self.model.optimizer.learning_rate = 0.1 * logs["val_loss"]
+
+
+def test_what_is_validated_and_when_is_the_records_as_well(tmp_path):
+    data, seen = nets.table(), {"validation_data": tuple(nets.table(20, seed=9).values())}
+    sisa, often = SISA(record=tmp_path / "record"), {"validation_freq": 2, "validation_batch_size": 7}
+    nets.plain().fit(**data, **seen, **often, batch_size=5, epochs=4, verbose=0, callbacks=[Following(), sisa])
+    given = {"model": nets.plain(), **data, **seen, "callbacks": [Following()], "verbose": 0}
+    assert replay(SISA(record=tmp_path / "record"), **given, stages="all", tolerance=EXACT).outcome == "bit_identical"
+
+
 class Busy(keras.callbacks.Callback):
     """Evaluates, saves and exports the model while it trains; fails where it is told to."""
 
