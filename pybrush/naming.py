@@ -1,7 +1,7 @@
 """How the rows of a data set get their names: by content, by position, or by ids that the user gives.
 
 An adapter shows a data set of its framework as `Rows`; everything else is the same in every framework. Guide:
-docs/record_format.md, "Names".
+docs/record_format.md, "Names and secrets".
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.models.functional import Functional
 from keras.src.random import seed_generator
 from keras.src.saving import saving_lib, serialization_lib
@@ -31,6 +32,13 @@ def layers_of(model: Any) -> list[Any]:
     return found
 
 
+_BY_LOOPS = {
+    *("history", "train_function", "test_function", "predict_function", "_eval_epoch_iterator"),
+    *("stop_training", "stop_evaluating", "stop_predicting", "_initial_epoch"),
+}
+"""Attributes that fit, evaluate and predict set on a model."""
+
+
 @cache
 def internal_attributes() -> frozenset[str]:
     """Return the names of attributes that Keras itself sets on models and layers."""
@@ -38,15 +46,7 @@ def internal_attributes() -> frozenset[str]:
     model.compile("sgd", "mse")
     plain = (keras.layers.Layer(), keras.Model(), model, keras.Model(model.inputs, model.outputs))
     names = frozenset(name for layer in plain for name in vars(layer))
-    return names | {
-        "history",
-        "stop_evaluating",
-        "stop_predicting",
-        "train_function",
-        "test_function",
-        "predict_function",
-        "_eval_epoch_iterator",
-    }
+    return names | _BY_LOOPS
 
 
 def begin_at_given_epoch(model: Any) -> None:
@@ -81,6 +81,12 @@ def trained_by(optimizer: Any) -> list[Any]:
     return list(optimizer._trainable_variables)
 
 
+def loss_settings(loss: Any) -> dict[str, Any]:
+    """Return what a loss of Keras was made with; get_config of many, as Huber's, leaves it out."""
+    settings: dict[str, Any] = getattr(loss, "_fn_kwargs", {})
+    return settings
+
+
 def show(line: str) -> None:
     """Write a line where Keras' progress bar writes."""
     io_utils.print_msg(line)
@@ -89,26 +95,80 @@ def show(line: str) -> None:
 # Attributes
 
 
+def attributes_of_keras(owner: Any) -> frozenset[str]:
+    """Return the names of attributes that Keras itself sets on layers, callbacks, optimizers and losses."""
+    return next((names for kind, names in _attributes_by_kind() if isinstance(owner, kind)), internal_attributes())
+
+
 @cache
-def callback_attributes() -> frozenset[str]:
-    """Return the names of attributes that Keras itself sets on callbacks."""
-    return frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
+def _attributes_by_kind() -> tuple[tuple[type, frozenset[str]], ...]:
+    optimizer = keras.optimizers.Optimizer(0.1)
+    callback = frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
+    return (
+        (MonitorCallback, callback | {_MONITOR}),
+        (keras.callbacks.Callback, callback),
+        (keras.optimizers.Optimizer, frozenset(vars(optimizer)) - frozenset(optimizer.get_config())),
+        (keras.losses.Loss, frozenset(vars(keras.losses.Loss()))),
+    )
+
+
+_MONITOR = "monitor_op"
+"""Where EarlyStopping and its like keep a function; None until the first epoch ends, when min_delta gets its sign."""
+
+_COMPARED = {"less": keras.ops.less, "greater": keras.ops.greater, "none yet": None}
+
+
+def monitored(callback: Any) -> dict[str, str]:
+    """Return by which comparison a callback tells that a value is better, as a word; empty for any that does not."""
+    if not isinstance(callback, MonitorCallback):
+        return {}
+    return {_MONITOR: next(word for word, function in _COMPARED.items() if function is callback.monitor_op)}
+
+
+def monitor(callback: Any, word: str) -> None:
+    """Let a callback compare as `monitored` told."""
+    callback.monitor_op = _COMPARED[word]
+
+
+def buffers(model: Any) -> list[Any]:
+    """Return the values of the buffers of PyTorch that layers hold beside their variables."""
+    return [keras.ops.convert_to_numpy(buffer).copy() for buffer in _buffers(model)]
+
+
+def write_buffers(model: Any, values: list[Any]) -> None:
+    """Give buffers the values that `buffers` returned, in place."""
+    for buffer, value in zip(_buffers(model), values, strict=True):
+        buffer.copy_(keras.ops.convert_to_tensor(value, dtype=keras.backend.standardize_dtype(buffer.dtype)))
+
+
+def _buffers(model: Any) -> list[Any]:
+    if keras.backend.backend() != "torch":
+        return []
+    # A model of Keras does not know its layers as PyTorch would.
+    found = {id(buffer): buffer for layer in layers_of(model) for buffer in layer.buffers()}
+    return list(found.values())
 
 
 def untracked(value: Any) -> Any:
     """Return Keras' own lists, dictionaries and sets as plain ones, to any depth."""
-    if isinstance(value, dict):
-        kind = dict if isinstance(value, TrackedDict) else None
-        return kind({k: untracked(v) for k, v in value.items()}) if kind else value
-    if isinstance(value, (TrackedList, TrackedSet)):
-        items = [untracked(item) for item in value]
-        return set(items) if isinstance(value, TrackedSet) else items
-    return value
+    if type(value) in (dict, TrackedDict):
+        return {name: untracked(item) for name, item in value.items()}
+    if type(value) in (list, TrackedList):
+        return [untracked(item) for item in value]
+    if type(value) is tuple:
+        return tuple(untracked(item) for item in value)
+    return set(value) if isinstance(value, TrackedSet) else value
+
+
+_STATISTICS = ("input_mean", "input_vocabulary", "init_bin_boundaries")
+"""Attributes in which preprocessing layers keep statistics that were given to them."""
 
 
 def was_adapted(layer: Any) -> bool:
     """Whether a preprocessing layer learned from rows by `adapt`."""
-    return hasattr(type(layer), "adapt") and getattr(layer, "input_mean", None) is None
+    parts = (layer, getattr(layer, "_lookup_layer", None))
+    given = (getattr(part, name, None) is not None for part in parts for name in _STATISTICS)
+    return hasattr(type(layer), "adapt") and not any(given)
 
 
 # Randomness
@@ -174,10 +234,14 @@ def backend_tensors() -> dict[type, Callable[[Any], str]]:
     if name == "tensorflow":
         tensorflow = importlib.import_module("tensorflow")
         # Tensors never change; variables do.
-        return {tensorflow.Variable: lambda v: v.numpy().tobytes().hex(), tensorflow.Tensor: lambda v: str(id(v))}
+        return {tensorflow.Variable: lambda v: _hash(v.numpy()), tensorflow.Tensor: lambda v: str(id(v))}
     if name == "torch":
         return {importlib.import_module("torch").Tensor: lambda v: f"{id(v)} {v._version}"}
     return {}
+
+
+def _hash(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def backend_generators() -> dict[type, Callable[[Any], bytes]]:
@@ -241,13 +305,6 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     """Return what `keras.Model.compile` was called with, the objects themselves; empty where it was not called."""
     config = getattr(model, "_compile_config", None)
     return dict(config.config) if model.compiled and config is not None else {}
-
-
-@contextmanager
-def any_function() -> Iterator[None]:
-    """Let lambdas be made again: they come from the user's own model in this process and from no file."""
-    with serialization_lib.SafeModeScope(False):
-        yield
 
 
 def objects_shared() -> Any:

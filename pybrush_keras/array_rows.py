@@ -69,11 +69,9 @@ class ArrayRows:
         if len(self.raw) == 3:
             _for_each_output(*self.raw[1:])  # raises before anything is trained
         self._length = kept = _rows_to_train(self.whole_length, validation_split)
-        self.source = (
-            x
-            if kept == self.whole_length
-            else tree.map_structure(lambda leaf: leaf if leaf is None else leaf[:kept], x)
-        )
+        self.source = x
+        if kept < self.whole_length:
+            self.source = tree.map_structure(lambda leaf: leaf if leaf is None else leaf[:kept], x)
 
     def __len__(self) -> int:
         return self._length

@@ -7,14 +7,13 @@ state in variables.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from pybrush.user_code import is_installed
 from pybrush_keras import _private
+from pybrush_keras.parts import losses_of, optimizers_of
 
 REMEDY = (
     "Keep such state in variables (self.add_weight(..., trainable=False)), arrays or plain values, as attributes of "
@@ -22,25 +21,28 @@ REMEDY = (
 )
 """Where users of Keras keep what a stage must store."""
 
-_OWN_STATE = (
-    *(keras.layers.Layer, keras.Variable, keras.metrics.Metric, keras.optimizers.Optimizer, keras.losses.Loss),
-    *(keras.random.SeedGenerator, keras.callbacks.Callback, keras.KerasTensor),
-)
-"""Classes whose objects are parts of a model, or are looked at by themselves."""
+_WITH_VARIABLES = (keras.layers.Layer, keras.metrics.Metric, keras.optimizers.Optimizer)
+"""Classes whose objects keep their state in variables."""
 
 
 @dataclass(frozen=True)
 class KnownParts:
-    """What the core must know of attributes in Keras."""
+    """What the core must know of attributes in Keras, and of one model's parts.
+
+    Attributes:
+        identities: of the model's layers, variables, metrics, optimizers and seed generators: references to them are no
+            state of their own.
+    """
+
+    identities: frozenset[int]
 
     def is_internal(self, owner: Any, name: str) -> bool:
         """Whether an attribute is Keras' own."""
-        callback = isinstance(owner, keras.callbacks.Callback)
-        return name in (_private.callback_attributes() if callback else _private.internal_attributes())
+        return name in _private.attributes_of_keras(owner)
 
     def is_part(self, value: Any) -> bool:
-        """Whether a value is a part of a model or of its optimization."""
-        return isinstance(value, _OWN_STATE)
+        """Whether a value is a part of the model or of its optimization, or holds no state."""
+        return id(value) in self.identities or isinstance(value, (keras.KerasTensor, keras.callbacks.Callback))
 
     def holds_state(self, value: Any) -> bool:
         """Whether a value is a layer."""
@@ -59,19 +61,19 @@ class KnownParts:
         return _private.untracked(value)
 
     def compared(self, value: Any) -> Any:
-        """Return what stands for an object of Keras, whose pickle holds the time."""
-        return f"{type(value).__qualname__} {id(value)}" if isinstance(value, _OWN_STATE) else value
+        """Return the values of an object of Keras, whose pickle holds the time."""
+        if isinstance(value, _WITH_VARIABLES):
+            return [type(value).__qualname__, *map(keras.ops.convert_to_numpy, value.variables)]
+        return keras.ops.convert_to_numpy(value) if isinstance(value, keras.Variable) else value
 
     def placed(self, value: Any, present: Any) -> Any:
         """Return a copy of a stored value."""
         return copy.deepcopy(value)
 
 
-KNOWN = KnownParts()
-
-
-def own_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Return the model and its layers whose classes are the user's own, each under its place."""
-    for place, layer in enumerate(_private.layers_of(model)):
-        if not is_installed(type(layer)):
-            yield f"layer {place}, {type(layer).__qualname__}", layer
+def known_parts(model: Any) -> KnownParts:
+    """Return what is known of a model: its parts, and those of its optimization."""
+    optimizers = optimizers_of(model)
+    variables = [*model.variables, *model.metrics_variables, *(v for o in optimizers for v in o.variables)]
+    parts = [*_private.layers_of(model), *optimizers, *map(_private.own_optimizer, optimizers), *losses_of(model)]
+    return KnownParts(frozenset(map(id, [*parts, *model.metrics, *variables, *_private.seed_generators(model)])))

@@ -22,6 +22,8 @@ from pybrush.record import Record
 from pybrush.record.exported import Packed, read_constituent, read_description, refuse_constituent, write_export
 from pybrush_keras.aggregate import aggregate_model, compile_alike
 from pybrush_keras.copies import filled
+from pybrush_keras.spaces import space_of
+from pybrush_keras.state import array_of
 
 
 def export(record: Record, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -31,7 +33,7 @@ def export(record: Record, folder: str | Path, *, overwrite: bool = False) -> Pa
         return _packed(record.store.load(key)[0]["model"])
 
     def before() -> Any:
-        return record.store.load("initial")[0]["model"].get("attributes", {})
+        return record.store.load("initial")[0]["model"]["settings"]["attributes"]
 
     return write_export(record, folder, pack, lambda: _description(record), before, overwrite)
 
@@ -57,32 +59,12 @@ def load_export(folder: str | Path, model: Any, example: Any = None) -> Any:
     described = read_description(folder)
     members = {entry["shard"]: _read_arrays(folder, entry) for entry in described["constituents"]}
     if len(members) > 1:
-        return aggregate_model(model, members, described["outputs"], described["aggregate"], example)
+        space = space_of(model, described["outputs"])
+        return aggregate_model(model, members, space, described["aggregate"], example)
     (arrays,) = members.values()
     alone = filled(model, arrays, example)
     compile_alike(model, alone)
     return alone
-
-
-def constituents_of(record: Record) -> dict[int, list[NDArray[Any]]]:
-    """Return each constituent of a record, by shard: one array for each of `model.variables`, in that order."""
-    return {
-        shard: [array_of(value) for _, value in record.store.load(key)[0]["model"]["variables"]]
-        for shard, key in sorted(record.constituents().items())
-    }
-
-
-def array_of(value: Any) -> NDArray[Any]:
-    """Return a variable's value from a state, where bfloat16 stands as {"bfloat16": its bits in uint16}.
-
-    NumPy has no such type: the value comes in float32, which holds it exactly.
-    """
-    array: NDArray[Any] = _widened(value["bfloat16"]) if isinstance(value, dict) else value
-    return array
-
-
-def _widened(bits: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(bits.astype(np.uint32) << 16, dtype=np.uint32).view(np.float32)
 
 
 def _packed(state: dict[str, Any]) -> Packed:
@@ -99,7 +81,9 @@ def _packed(state: dict[str, Any]) -> Packed:
         )
     # A copy in C order, since safetensors writes the memory as it lies.
     plain = {name: np.array(array, order="C") for name, array in arrays.items()}
-    return Packed(safetensors.numpy.save(plain, {"format": "np"}), {"bfloat16": halves}, state.get("attributes", {}))
+    return Packed(
+        safetensors.numpy.save(plain, {"format": "np"}), {"bfloat16": halves}, state["settings"]["attributes"]
+    )
 
 
 def _description(record: Record) -> dict[str, Any]:
@@ -118,4 +102,4 @@ def _read_arrays(folder: str | Path, entry: dict[str, Any]) -> list[NDArray[Any]
     except (SafetensorError, ValueError) as error:
         refuse_constituent(folder, entry, error)
     halves = set(entry["bfloat16"])
-    return [_widened(arrays[name]) if name in halves else arrays[name] for name in sorted(arrays)]
+    return [array_of({"bfloat16": arrays[name]} if name in halves else arrays[name]) for name in sorted(arrays)]

@@ -21,6 +21,7 @@ from pybrush.names import Namer
 from pybrush.record import Record
 from pybrush.user_code import code_of, is_installed, plain_of, short_of, source_of, sources_of
 from pybrush_keras import _private, state
+from pybrush_keras.parts import losses_of, optimizers_of
 
 _CHANGING = ("learning_rate", "name", "initial_scale", "dynamic_growth_steps")
 """Entries of an optimizer's configuration that are a name, or a value that callbacks change and a state holds."""
@@ -41,7 +42,7 @@ def semantic(model: Any, settings: Mapping[str, Any], callbacks: Iterable[Any]) 
         "layers": [_layer(layer) for layer in _private.layers_of(model)],
         "architecture": architecture(model),
         "parameters": [[state.name_of(v), v.dtype, *map(int, v.shape)] for v in model.variables],
-        "optimization": [_optimizer(optimizer) for optimizer in state.optimizers_of(model)],
+        "optimization": [_optimizer(optimizer) for optimizer in optimizers_of(model)],
         "loss": loss(model),
         "loader": dict(settings),
         "callbacks": [name for name, _ in state.stateful_callbacks(callbacks)],
@@ -78,10 +79,10 @@ def environment(model: Any) -> dict[str, Any]:
 
 def sources(model: Any, callbacks: Iterable[Any]) -> dict[str, str]:
     """Return the source text of the user's classes and functions, "unknown" where there is none."""
-    owners = [*_private.layers_of(model), *state.optimizers_of(model), *_losses(model), *callbacks]
+    owners = [*_private.layers_of(model), *optimizers_of(model), *losses_of(model), *callbacks]
     found = sources_of(base for owner in owners for base in type(owner).__mro__)
     held = (value for owner in owners for value in getattr(owner, "__dict__", {}).values())  # a loss may be a word
-    for item in [*_losses(model), *held]:
+    for item in [*losses_of(model), *held]:
         code = code_of(item) if callable(item) else None
         if isinstance(code, (FunctionType, type)) and not is_installed(code):
             found[code.__qualname__] = source_of(code)
@@ -145,11 +146,6 @@ def _layer(layer: Any) -> list[Any]:
     return [type(layer).__qualname__, layer.dtype_policy.name]
 
 
-def _losses(model: Any) -> list[Any]:
-    found: list[Any] = keras.tree.flatten(_private.compile_arguments(model).get("loss"))
-    return found
-
-
 def _optimizer(optimizer: Any) -> dict[str, Any]:
     inner = _private.own_optimizer(optimizer)
     config = {name: value for name, value in inner.get_config().items() if name not in _CHANGING}
@@ -168,7 +164,9 @@ def _serialized(item: Any) -> Any:
     if isinstance(item, (list, tuple)):
         return [_serialized(value) for value in item]
     if hasattr(item, "get_config"):
-        return [type(item).__qualname__, item.get_config()]
+        told = {**item.get_config(), **_private.loss_settings(item)}
+        config = {name: value for name, value in told.items() if name != "name"}  # an automatic one
+        return [type(item).__qualname__, config]
     return item
 
 

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import keras
-
 from pybrush.attributes import opaque_digests
 from pybrush.beside import Beside
 from pybrush.hidden import Hidden
@@ -16,12 +14,14 @@ from pybrush.learner import Horizon, Trained
 from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
 from pybrush.readings import Reader, fingerprint_of_rows
-from pybrush_keras import _private, fingerprint, patches, state
+from pybrush_keras import _private, fingerprint, loggers, patches, state
 from pybrush_keras.arguments import STEERING, FitArguments, Settings
-from pybrush_keras.attributes import KNOWN, REMEDY, own_layers
+from pybrush_keras.attributes import REMEDY, known_parts
+from pybrush_keras.history import StageHistory, fill, joined
 from pybrush_keras.kinds import KINDS
+from pybrush_keras.parts import kept_settings, optimizers_of, own_parts
 from pybrush_keras.progress import bar
-from pybrush_keras.randomness import RANDOMNESS, seed_all, seed_layers
+from pybrush_keras.randomness import RANDOMNESS, kept_randomness, seed_all, seed_layers
 from pybrush_keras.rows import KerasRows
 from pybrush_keras.stage_callback import StageCallback
 from pybrush_keras.stage_data import StageData
@@ -43,6 +43,7 @@ class KerasLearner:
         settings: how rows become batches.
         reader: takes rows, and returns position -> canonical bytes of the row there.
         around: what is around each stage.
+        start: returns the state in which the record's training began; None before the first fit.
         histories: of the stages that were trained here, with the columns shard and slice.
         counters: epochs and optimizer steps of the shard's training so far.
     """
@@ -53,6 +54,7 @@ class KerasLearner:
     settings: Settings
     reader: Reader
     around: Around
+    start: Callable[[], Any]
     histories: list[Any] = field(default_factory=list)
     counters: tuple[int, int] = (0, 0)
     _compiled: bool = field(default=False, repr=False)
@@ -64,7 +66,7 @@ class KerasLearner:
         return {
             "model": state.read_model(self.model),
             "optimizers": state.read_optimizers(self.model),
-            "callbacks": state.read_attributes(state.stateful_callbacks(self.arguments.callbacks)),
+            "callbacks": state.read_attributes(self._callbacks(), known_parts(self.model)),
             "counters": list(self.counters),
         }
 
@@ -72,26 +74,26 @@ class KerasLearner:
         """Put model, optimizers and callbacks back."""
         state.write_model(self.model, tree["model"])
         state.write_optimizers(self.model, tree["optimizers"])
-        state.write_attributes_of(state.stateful_callbacks(self.arguments.callbacks), tree["callbacks"])
+        state.write_attributes_of(self._callbacks(), tree["callbacks"], known_parts(self.model))
         self.counters = (tree["counters"][0], tree["counters"][1])
 
     def train_stage(self, data: KerasRows, rows: Callable[[int], Positions], horizon: Horizon, seeds: Seeds) -> Trained:
         """Run one fit of the user's model over the stage's rows."""
         batches = StageData(data, self.settings, rows, seeds)
         watch = StageCallback(batches, horizon, seeds)
-        callbacks = self.arguments.callbacks
+        callbacks, history = self.arguments.callbacks, StageHistory()
         seed_all(seeds(0, "stage"))
         seed_layers(self.model, seeds(0, "layers"))
         _private.begin_at_given_epoch(self.model)
         self._compile()
         before = self._beside()
-        with self.around(self.model, callbacks, horizon):
-            history = patches.original_fit(self.model)(
+        with self.around(self.model, callbacks, horizon), loggers.by_shard(callbacks, horizon):
+            patches.original_fit(self.model)(
                 batches,
                 epochs=horizon.epochs_before + horizon.epochs,
                 initial_epoch=horizon.epochs_before,
                 verbose=self.arguments.verbose,
-                callbacks=[watch, *callbacks, *bar(callbacks, self.arguments.verbose, horizon)],
+                callbacks=[watch, *callbacks, *bar(callbacks, self.arguments.verbose, horizon), history],
                 class_weight=self.settings.class_weight,
                 shuffle=False,
                 **self._validation(),
@@ -104,17 +106,29 @@ class KerasLearner:
 
     def drop_training(self) -> None:
         """Let optimizers be as before their first step."""
-        for optimizer in state.optimizers_of(self.model):
+        for optimizer in optimizers_of(self.model):
             state.renew(optimizer)
 
+    def build_optimizers(self) -> None:
+        """Give the optimizers that a train_step keeps for itself their variables, by a step that is taken back."""
+        if all(optimizer.built for optimizer in optimizers_of(self.model)):
+            return
+        before = self.read_state()
+        with kept_randomness():
+            self.model.train_on_batch(*self.rows.batch(range(min(len(self.rows), self.settings.batch_size))))
+        self.write_state(before)
+
     def session(self, build: Callable[[], T]) -> T:
-        """Run a build; Keras needs nothing around it."""
-        return build()
+        """Run a build; loggers see one training."""
+        with loggers.one_file(self.arguments.callbacks):
+            return build()
 
     def semantic(self, namer: Namer) -> dict[str, Any]:
         """Return the semantic fingerprint; it is taken once under each key."""
         if namer.key_id not in self._semantic:
-            found = fingerprint.semantic(self.model, self.settings.plain(), self.arguments.callbacks)
+            start = self.start()
+            with state.set_as(self.model, start and start["model"]):
+                found = fingerprint.semantic(self.model, self.settings.plain(), self.arguments.callbacks)
             self._semantic[namer.key_id] = found | self._steering(namer)
         return self._semantic[namer.key_id]
 
@@ -125,6 +139,7 @@ class KerasLearner:
     def show_history(self) -> Any:
         """Let the model's History be that of all stages that were trained here, and return it."""
         self.model.history = joined(self.model, self.histories)
+        fill(self.arguments.callbacks, self.model.history)
         return self.model.history
 
     def _compile(self) -> None:
@@ -133,14 +148,18 @@ class KerasLearner:
             _private.compile_anew(self.model)
             self._compiled = True
 
+    def _callbacks(self) -> list[tuple[str, Any]]:
+        return list(state.stateful_callbacks(self.arguments.callbacks))
+
     def _beside(self) -> Beside:
         """Return digests of what no stage stores, to be compared after one."""
-        callbacks = list(state.stateful_callbacks(self.arguments.callbacks))
+        callbacks = self._callbacks()
         if self._hidden is None:
             roots = [("data", self.rows.source), ("model", self.model), *callbacks]
             self._hidden = Hidden(roots, KINDS, state.stored(self.model))
         return Beside(
-            opaque=opaque_digests([*own_layers(self.model), *callbacks], KNOWN),
+            opaque=opaque_digests([*own_parts(self.model), *callbacks], known_parts(self.model))
+            | kept_settings(self.model),
             rows=fingerprint_of_rows(self.rows, self.reader, RANDOMNESS),
             generators=self._hidden.generators(),
             values=self._hidden.values(),
@@ -155,17 +174,4 @@ class KerasLearner:
         return {"validation": {"data": digest, **{name: told[name] for name in STEERING}}}
 
     def _validation(self) -> dict[str, Any]:
-        return self.arguments.validation(self.rows, self.settings.batch_size)
-
-
-def joined(model: Any, histories: list[Any]) -> Any:
-    """Return one History of several fits of a model; an epoch without some metric has None there."""
-    whole = keras.callbacks.History()
-    whole.set_model(model)
-    whole.epoch = [epoch for history in histories for epoch in history.epoch]
-    names = dict.fromkeys(name for history in histories for name in history.history)
-    whole.history = {
-        name: [value for history in histories for value in history.history.get(name, [None] * len(history.epoch))]
-        for name in names
-    }
-    return whole
+        return self.arguments.validation(self.rows)

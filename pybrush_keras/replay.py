@@ -27,7 +27,7 @@ _LOGGERS = ("CSVLogger", "History", "ProgbarLogger", "RemoteMonitor", "TensorBoa
 """Callbacks of Keras' own that only tell of a training."""
 
 
-def replay(  # noqa: PLR0913 (one argument for each thing a caller may give)
+def replay(  # noqa: PLR0913 (one argument for each thing that fit is told)
     sisa: SISA,
     *,
     model: Any = None,
@@ -104,7 +104,7 @@ def _as_before(given: Given) -> Iterator[None]:
     """Let model and callbacks have what Keras' fit sets on them as they had it; the core puts back their state."""
     callbacks = () if given.arguments is None else given.arguments.callbacks
     places: list[tuple[Any, tuple[str, ...]]] = [(given.model, ("history", "stop_training"))]
-    places += [(callback, tuple(_private.callback_attributes())) for callback in callbacks]
+    places += [(callback, tuple(_private.attributes_of_keras(callback))) for callback in callbacks]
     held = [
         (vars(owner), {name: vars(owner)[name] for name in names if name in vars(owner)}) for owner, names in places
     ]

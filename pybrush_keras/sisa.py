@@ -179,7 +179,9 @@ class SISA(keras.callbacks.Callback):
     def learner(self, model: Any, arguments: FitArguments, rows: KerasRows, settings: Settings) -> KerasLearner:
         """Return the core's view of a model and its data; the model is built where it is not."""
         _private.build(model, rows.batch(np.arange(min(len(rows), settings.batch_size))))
-        return KerasLearner(model, arguments, rows, settings, self.naming.reader, self.in_stage)
+        learner = KerasLearner(model, arguments, rows, settings, self.naming.reader, self.in_stage, self._start)
+        learner.build_optimizers()
+        return learner
 
     def recorded(self) -> Record | None:
         """Return the opened record, or None where there is none yet, or only one that was never finished."""
@@ -203,7 +205,7 @@ class SISA(keras.callbacks.Callback):
             shards=self.shards,
             slices=self.slices,
             epochs=epochs,
-            seed=None if drawn is None else drawn & 0xFFFFFFFF,
+            seed=drawn,
             order=settings.order,
             naming=self.naming.kind,
             contents="off" if self.naming.content == "off" else "digest",
@@ -244,6 +246,11 @@ class SISA(keras.callbacks.Callback):
             patches.in_stage(model, patches.Mark(self, horizon.key, 1)),
         ):
             yield
+
+    def _start(self) -> Any:
+        """Return the state in which the record's training began, None where there is none."""
+        record = self.recorded()
+        return record.store.load("initial")[0] if record is not None and record.store.has("initial") else None
 
     def mark(self, model: Any) -> None:
         """Note which constituent a model holds now: the last one, which the core loads."""

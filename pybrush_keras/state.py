@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 
 from pybrush.attributes import plain_attributes, write_attributes
-from pybrush.errors import FingerprintError
+from pybrush.errors import FingerprintError, TrainingError
 from pybrush_keras import _private
-from pybrush_keras.attributes import KNOWN, own_layers
+from pybrush_keras.attributes import KnownParts, known_parts
+from pybrush_keras.parts import numbers, optimizers_of, own_parts, write_numbers
 
 Tree = dict[str, Any]
 Named = list[list[Any]]
@@ -31,11 +33,11 @@ _STATELESS = {
 
 
 def read_model(model: Any) -> Tree:
-    """Return variables and flags of a model that is built."""
+    """Return variables and settings of a model that is built."""
     return {
         "variables": read_variables(model.variables),
-        "trainable": [bool(layer.trainable) for layer in _private.layers_of(model)],
-        "attributes": read_attributes(own_layers(model)),
+        "buffers": _private.buffers(model),
+        "settings": read_settings(model),
     }
 
 
@@ -46,15 +48,49 @@ def write_model(model: Any, tree: Tree) -> None:
         FingerprintError: where its variables are others.
     """
     check_same(model.variables, tree["variables"])
+    write_variables(model.variables, tree["variables"])
+    _private.write_buffers(model, tree["buffers"])
+    if write_settings(model, tree["settings"]):
+        model.make_train_function(force=True)  # the compiled step holds on to what was trainable
+
+
+def read_settings(model: Any) -> Tree:
+    """Return flags, attributes and numbers of a model's parts."""
+    return {
+        "trainable": [bool(layer.trainable) for layer in _private.layers_of(model)],
+        "attributes": read_attributes(own_parts(model), known_parts(model)),
+        "numbers": numbers(model),
+    }
+
+
+def write_settings(model: Any, tree: Tree) -> bool:
+    """Put settings back, and say whether other parts are trainable than before."""
     layers = _private.layers_of(model)
-    changed = [bool(layer.trainable) for layer in layers] != tree["trainable"]
+    changed: bool = [bool(layer.trainable) for layer in layers] != tree["trainable"]
     if changed:
         for layer, trainable in zip(layers, tree["trainable"], strict=True):
             layer.trainable = trainable
-    write_variables(model.variables, tree["variables"])
-    write_attributes_of(own_layers(model), tree["attributes"])
-    if changed:
-        model.make_train_function(force=True)  # the compiled step holds on to what was trainable
+    write_attributes_of(own_parts(model), tree["attributes"], known_parts(model))
+    write_numbers(model, tree["numbers"])
+    return changed
+
+
+@contextmanager
+def set_as(model: Any, tree: Tree | None) -> Iterator[None]:
+    """Let a model have the settings of a recorded state, then its own again; a model of other parts keeps its own."""
+    held = read_settings(model)
+    if tree is None or _shape(held) != _shape(tree["settings"]):
+        yield
+        return
+    write_settings(model, tree["settings"])
+    try:
+        yield
+    finally:
+        write_settings(model, held)
+
+
+def _shape(settings: Tree) -> Any:
+    return len(settings["trainable"]), list(settings["attributes"]), [list(held) for held in settings["numbers"]]
 
 
 def read_variables(variables: Iterable[Any]) -> Named:
@@ -107,12 +143,12 @@ def stateful_callbacks(callbacks: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield f"{kind.__qualname__}.{number}", callback
 
 
-def read_attributes(owners: Iterable[tuple[str, Any]]) -> Tree:
+def read_attributes(owners: Iterable[tuple[str, Any]], known: KnownParts) -> Tree:
     """Return the plain attributes of layers or callbacks, by their names."""
-    return {name: plain_attributes(owner, KNOWN) for name, owner in owners}
+    return {name: plain_attributes(owner, known) | _private.monitored(owner) for name, owner in owners}
 
 
-def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
+def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree, known: KnownParts) -> None:
     """Give layers or callbacks the attributes that `read_attributes` returned.
 
     Raises:
@@ -125,14 +161,10 @@ def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree) -> None:
             f"{', '.join(named) or 'none'}. Build the model, and pass the callbacks, as for the fit."
         )
     for name, owner in named.items():
-        write_attributes(owner, tree[name], KNOWN)
-
-
-def optimizers_of(model: Any) -> list[Any]:
-    """Return the optimizers of a model: that of compile, then those that it keeps as attributes for its train_step."""
-    held = [value for _, value in sorted(vars(model).items()) if isinstance(value, keras.optimizers.Optimizer)]
-    found = {id(optimizer): optimizer for optimizer in [model.optimizer, *held] if optimizer is not None}
-    return list(found.values())
+        monitored = _private.monitored(owner).keys()
+        write_attributes(owner, {key: value for key, value in tree[name].items() if key not in monitored}, known)
+        for key in monitored:
+            _private.monitor(owner, tree[name][key])
 
 
 def stored(model: Any) -> list[Any]:
@@ -151,9 +183,18 @@ def read_optimizers(model: Any) -> list[Named]:
 
 
 def write_optimizers(model: Any, stored: list[Named]) -> None:
-    """Put optimizers into a stored state; one that had no moments then gets those with which it would begin."""
+    """Put optimizers into a stored state; one that had no moments then gets those with which it would begin.
+
+    Raises:
+        TrainingError: where one has fewer than it had.
+    """
     for optimizer, values in zip(optimizers_of(model), stored, strict=True):
         variables = optimizer.variables
+        if len(variables) < len(values):
+            raise TrainingError(
+                f"training set the learning rate of {type(optimizer).__qualname__} to a schedule, which no stage can "
+                "take back. Compile the model with the schedule, or let a callback set numbers."
+            )
         if len(variables) > len(values):
             renew(optimizer)
         write_variables(variables[: len(values)], values)

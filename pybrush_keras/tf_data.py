@@ -36,6 +36,8 @@ class PipelineRows:
 
     Attributes:
         source: the data set as it was passed.
+        pipeline: its steps, taken apart.
+        cached_rows: position -> arrays of the row, where the pipeline has a cache step.
         batch_size: rows in a batch, from the batch step.
         shuffle: True with a shuffle step before the batch step, "batch" with one after it alone, else False. The
             buffer's size is not kept: all rows are shuffled.
@@ -52,7 +54,7 @@ class PipelineRows:
 
     def __init__(self, dataset: Any) -> None:
         self.source = dataset
-        self._kept: dict[int, tuple[Any, ...]] = {}
+        self.cached_rows: dict[int, tuple[Any, ...]] = {}
         self.pipeline = take_apart(dataset)
         if self.pipeline.batch_size is None:
             raise UnsupportedError(
@@ -124,7 +126,7 @@ class PipelineRows:
         """Return rows before any map of batches: NumPy arrays with the rows on axis 0."""
         if not self.pipeline.is_cached:
             return self._read(positions)
-        nest, kept = _private_tf.tensorflow().nest, self._kept
+        nest, kept = _private_tf.tensorflow().nest, self.cached_rows
         missing = [position for position in dict.fromkeys(map(int, positions)) if position not in kept]
         if missing:
             kept.update(zip(missing, zip(*nest.flatten(self._read(missing)), strict=True), strict=True))

@@ -142,7 +142,8 @@ class LightningTraining:
 
     def snapshot(self):
         module, trainer = self.model, self.trainer
-        random_state = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        global_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+        random_state = (random.getstate(), global_state, torch.get_rng_state().tolist())
         return {
             "weights": [array.tobytes() for array in FRAMEWORK.weights(module)],
             "optimizers": [repr(optimizer.state_dict()) for optimizer in trainer.optimizers],
@@ -181,6 +182,17 @@ class OnLightning:
             answer = model.eval()(torch.from_numpy(x)).numpy()
         model.train(was_training)
         return answer
+
+    def scale(self, learner, factor):
+        with torch.no_grad():
+            for parameter in learner.module.dense():
+                parameter *= factor
+
+    def spoil(self, model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(7)
+        model.eval()
 
     def seen(self):
         found = list(SEEN)

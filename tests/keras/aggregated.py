@@ -83,11 +83,10 @@ def recurrent():
 
 
 def mixed():
-    with_policy = keras.Sequential([
+    return keras.Sequential([
         *(keras.Input((4,)), layers.Dense(5, dtype="mixed_bfloat16"), layers.BatchNormalization()),
         layers.Dense(CLASSES, dtype="float32"),
     ])  # fmt: skip
-    return with_policy
 
 
 def half():
@@ -140,7 +139,7 @@ class Silent(keras.Model):
 
 
 class OfDictionaries(keras.Model):
-    """Takes a dictionary, of which one is whole numbers; its __init__ takes nothing, so Keras saves and cannot load it."""
+    """Takes a dictionary with whole numbers; its __init__ takes nothing, so Keras saves and cannot load it."""
 
     def __init__(self):
         super().__init__()

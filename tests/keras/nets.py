@@ -1,8 +1,12 @@
 """Models of the Keras tests, each compiled; small, and of many kinds."""
 
+import random
+
 import keras
 import numpy as np
 from keras import layers, ops, optimizers, regularizers
+
+from pybrush_keras import Source
 
 N, KINDS = 64, 3
 BACKEND = keras.config.backend()
@@ -40,6 +44,24 @@ def pairs():
     draw = np.random.default_rng(8)
     x = {"left": draw.normal(size=(N, 4)).astype("float32"), "right": draw.normal(size=(N, 3)).astype("float32")}
     return {"x": x, "y": {"kind": draw.integers(0, KINDS, N), "size": draw.normal(size=(N, 1)).astype("float32")}}
+
+
+def as_source(data):
+    """The same rows, each read when it is needed."""
+    x = data["x"]
+    source = Source(np.arange(len(x)), data["y"], load=lambda place: x[place], batch_size=5)
+    return {"x": source}
+
+
+def as_pipeline(data):
+    """The same rows in a tf.data pipeline."""
+    import tensorflow as tf
+
+    return {"x": tf.data.Dataset.from_tensor_slices((data["x"], data["y"])).shuffle(64).batch(5)}
+
+
+def pipeline():
+    return as_pipeline(table(20, seed=9))["x"]
 
 
 # Layers
@@ -98,10 +120,10 @@ def lazy():
     return compiled(keras.Sequential(body()), optimizers.SGD(0.1))
 
 
-def typed(policy, optimizer):
+def typed(policy, optimizer, dropped=True):
     """A model under a policy of types."""
     found = [layers.Dense(8, activation="relu", dtype=policy), layers.BatchNormalization(dtype=policy)]
-    found += [layers.Dropout(0.3, dtype=policy), layers.Dense(KINDS, dtype=policy)]
+    found += [layers.Dropout(0.3, dtype=policy)] * dropped + [layers.Dense(KINDS, dtype=policy)]
     model = keras.Sequential([layers.Input((6,), dtype=keras.DTypePolicy(policy).compute_dtype), *found])
     return compiled(model, make(optimizer))
 
@@ -119,7 +141,8 @@ def functional():
 
 def reading():
     found = [layers.Input((5,)), layers.Embedding(9, 4, mask_zero=True)]
-    found += [layers.GRU(4, dropout=0.2, recurrent_dropout=0.2, return_sequences=True), layers.LSTM(4)]
+    found += [layers.GRU(4, dropout=0.2, recurrent_dropout=0.2, return_sequences=BACKEND == "torch")]
+    found += [layers.LSTM(4)] * (BACKEND == "torch")  # slow to trace
     optimizer = optimizers.AdamW(0.01, weight_decay=0.02, use_ema=True, ema_overwrite_frequency=3)
     return compiled(keras.Sequential([*found, layers.Dense(KINDS)]), optimizer)
 
@@ -225,6 +248,77 @@ class Adversaries(keras.Model):
         _, found = gradients(self, made, self.maker.trainable_variables)
         applied(self.second, found, self.maker.trainable_variables)
         return {"judged": lost}
+
+
+# State outside of variables
+
+
+class Drawing(layers.Layer):
+    """Draws from every global generator, and keeps a number, a list and, under PyTorch, a buffer."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.alpha, self.kept = 1.0, []
+        if BACKEND == "torch":
+            import torch
+
+            self.register_buffer("calls", torch.zeros(()))
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        if BACKEND == "torch":
+            self.calls.add_(1)
+            x = x + 0.01 * self.calls
+        x = x * self.alpha + 0.1 * keras.random.normal(ops.shape(x)) + 0.01 * sum(self.kept)
+        return x + 0.1 * drawn(x) + 0.1 * float(np.random.normal()) + 0.1 * random.random()  # noqa: NPY002
+
+
+def drawn(x):
+    """Return noise of the backend's own."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.random.normal(tf.shape(x))
+    import torch
+
+    return torch.randn_like(x)
+
+
+class Weighing(keras.losses.Loss):
+    """Multiplies a loss by a number that callbacks change."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = 1.0
+
+    def call(self, truth, found):
+        return self.weight * keras.losses.sparse_categorical_crossentropy(truth, found, from_logits=True)
+
+
+class Annealing(keras.callbacks.Callback):
+    """Changes numbers everywhere, and keeps one itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = 0.9
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.factor *= 0.8
+        for layer in self.model.layers:
+            if isinstance(layer, Drawing):
+                layer.alpha *= self.factor
+                layer.kept.append(self.factor)
+            if isinstance(layer, layers.Dropout):
+                layer.rate *= self.factor
+        self.model.loss.weight *= self.factor
+        self.model.optimizer.clipnorm *= self.factor
+
+
+def drawing():
+    found = [layers.Input((6,)), layers.Dense(8, activation=ops.tanh), Drawing(), layers.Dropout(0.5)]
+    optimizer = optimizers.SGD(0.1, momentum=0.5, clipnorm=0.5)
+    return compiled(keras.Sequential([*found, layers.Dense(KINDS)]), optimizer, loss=Weighing(), metrics=None)
 
 
 # Callbacks

@@ -298,7 +298,9 @@ def test_a_source_without_rows_is_refused():
             Source(*arguments, load=None if isinstance(arguments[0], np.ndarray) else str)
 
 
-@pytest.mark.parametrize("entries", ["folder/", iter([1, 2]), 3, None], ids=str)
+@pytest.mark.parametrize(
+    "entries", ["folder/", iter([1, 2]), 3, None], ids=["text", "an iterator", "a number", "nothing"]
+)
 def test_entries_that_cannot_be_listed_are_refused(entries):
     with pytest.raises(UnsupportedError, match="one entry for each row, such as a list of paths"):
         Source(entries, load=str)

@@ -299,6 +299,8 @@ def test_files_that_a_users_map_reads_are_a_column(texts):
     shuffled = rows_of(tf.data.Dataset.list_files(files).map(tf.io.read_file).batch(2))
     assert shuffled.shuffle is True
     assert [row[0] for row in shuffled] == [Path(file).read_bytes() for file in shuffled.column("file_paths")]
+    cut = slices(files).skip(1).take(3).skip(1).map(tf.io.read_file).batch(2)
+    assert rows_of(cut).column("file_paths") == files[2:4]
     labelled = slices((files, ["a"] * len(files)))
     assert rows_of(labelled.map(lambda path, y: (tf.io.read_file(path), y)).batch(2)).column("file_paths") is None
     assert rows_of(slices(files).batch(2)).column("file_paths") is None

@@ -35,6 +35,7 @@ class Case:
 
     model: Callable[[], Any] = nets.plain
     data: Callable[[], dict[str, Any]] = nets.table
+    wrap: Callable[[dict[str, Any]], dict[str, Any]] = dict
     callbacks: tuple[Callable[[], Any], ...] = ()
     shards: int = 2
     slices: int = 2
@@ -55,6 +56,10 @@ def accumulating():
     return optimizers.Adam(0.02, gradient_accumulation_steps=3)
 
 
+def fast():
+    return optimizers.Adam(0.1)
+
+
 def stopping():
     return callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True, start_from_epoch=1)
 
@@ -63,33 +68,62 @@ def falling():
     return callbacks.ReduceLROnPlateau("val_loss", factor=0.5, patience=1, min_delta=0.05)
 
 
+def rising():
+    return callbacks.LearningRateScheduler(lambda epoch, rate: rate * 1.1)
+
+
 def validated():
     return {"validation_data": tuple(nets.table(20, seed=9).values())}
 
 
+ONE = {"shards": 1}
+SCALED, HALVES, BARE = "mixed_float16", "mixed_bfloat16", "bfloat16"
+
 CASES = {
-    "plain": Case(shards=3, slices=2),
+    "plain": Case(shards=3, slices=1, fit={"class_weight": {0: 1.0, 1: 0.5, 2: 2.0}}),
+    "three by three": Case(shards=3, slices=3, epochs=3, is_long=True),
     "neither": Case(lambda: nets.plain("sgd", normed=False, dropped=False), shards=1, slices=1),
-    "normed": Case(lambda: nets.plain(dropped=False), shards=1, slices=3),
-    "functional": Case(nets.functional, nets.pairs, shards=1, slices=3),
-    "own step": Case(lambda: nets.compiled(nets.OwnStep(), metrics=None), shards=2, slices=2),
-    "own loss": Case(lambda: nets.compiled(nets.OwnLoss(), "adam"), nets.weighted, shards=1, slices=2),
-    "adversaries": Case(lambda: nets.compiled(nets.Adversaries(), loss=None, metrics=None), sisa={"outputs": "values"}),
-    "texts": Case(nets.reading, nets.texts, shards=1, slices=2, fit={"shuffle": "batch", "batch_size": 6}),
-    "images": Case(nets.seeing, nets.images, shards=1, slices=2, fit={"shuffle": False}),
-    "scaled": Case(lambda: nets.typed("mixed_float16", lambda: optimizers.SGD(0.1)), slices=2, shards=1, epochs=3),
-    "halves": Case(lambda: nets.typed("mixed_bfloat16", "adam"), shards=1),
-    "bare halves": Case(lambda: nets.typed("bfloat16", "adam"), shards=1),
-    "doubles": Case(nets.plain, nets.doubles, floats="float64", shards=1),
-    "accumulation": Case(lambda: nets.plain(accumulating), shards=1, slices=2),
-    "schedule": Case(lambda: nets.plain(scheduled), shards=1, slices=2),
-    "lazy": Case(nets.lazy, shards=2, slices=1),
-    "stopping": Case(
-        lambda: nets.plain(lambda: optimizers.Adam(0.1)), callbacks=(stopping, falling), epochs=6, fit=validated()
+    "normed": Case(lambda: nets.plain(dropped=False), slices=3, is_long=True, **ONE),
+    "functional": Case(nets.functional, nets.pairs, slices=3, **ONE),
+    "own step": Case(lambda: nets.compiled(nets.OwnStep(), metrics=None), slices=1),
+    "own loss": Case(lambda: nets.compiled(nets.OwnLoss()), nets.weighted, **ONE),
+    "adversaries": Case(
+        lambda: nets.compiled(nets.Adversaries(), loss=None, metrics=None), sisa={"outputs": "values"}, **ONE
     ),
-    "counting": Case(lambda: nets.plain("sgd"), callbacks=(nets.Counting,), fit={"validation_split": 0.2}),
-    "thawing": Case(callbacks=(nets.Thawing,), epochs=3),
+    "texts": Case(nets.reading, nets.texts, fit={"shuffle": "batch", "batch_size": 6}, **ONE),
+    "images": Case(nets.seeing, nets.images, fit={"shuffle": False}, **ONE),
+    "scaled": Case(lambda: nets.typed(SCALED, lambda: optimizers.SGD(0.1)), epochs=3, **ONE),
+    "halves": Case(lambda: nets.typed(HALVES, "adam"), **ONE),
+    "bare halves": Case(lambda: nets.typed(BARE, "adam"), is_long=True, **ONE),
+    "doubles": Case(nets.plain, nets.doubles, floats="float64", is_long=True, **ONE),
+    "accumulation": Case(lambda: nets.plain(accumulating), is_long=True, **ONE),
+    "schedule": Case(lambda: nets.plain(scheduled), **ONE),
+    "lazy": Case(nets.lazy, slices=1, is_long=True),
+    "stopping": Case(
+        lambda: nets.plain(fast), callbacks=(stopping, falling), epochs=6, slices=1, fit=validated()
+    ),
+    "counting": Case(
+        lambda: nets.plain("sgd"), callbacks=(nets.Counting,), slices=1, fit={"validation_split": 0.2}
+    ),
+    "rising": Case(
+        lambda: nets.plain("sgd"), callbacks=(rising, callbacks.TerminateOnNaN), epochs=4, is_long=True,
+        fit=validated() | {"validation_freq": 2},
+    ),
+    "drawing": Case(nets.drawing, callbacks=(nets.Annealing,), epochs=4, gone=(20,), **ONE),
+    "thawing": Case(callbacks=(nets.Thawing,), epochs=3, **ONE),
+    "eager": Case(lambda: nets.compiled(nets.OwnLoss(), run_eagerly=True), is_long=True, **ONE),
+    "source": Case(wrap=nets.as_source, slices=1, fit={"batch_size": None, "shuffle": True}),
+    "several steps": Case(
+        lambda: nets.plain(jit_compile=True, steps_per_execution=4), fit={"shuffle": False}, backends=("tensorflow",),
+        **ONE,
+    ),
+    "pipeline": Case(
+        wrap=nets.as_pipeline, fit={"batch_size": None, "validation_data": nets.pipeline}, backends=("tensorflow",),
+        callbacks=(stopping,), **ONE,
+    ),
+    "compiled": Case(lambda: nets.plain(jit_compile=True), backends=("torch",), is_long=True, **ONE),
 }  # fmt: skip
+"""The long ones differ from another one in one thing, or take their time to compile."""
 
 
 def chosen(case):
@@ -125,14 +159,19 @@ def fit(name, folder, gone=()):
     model, data, sisa = case.model(), data_of(case, gone), sisa_of(case, folder, gone)
     own = [make() for make in case.callbacks]
     arguments = {"epochs": case.epochs, "batch_size": 5, "verbose": 0} | case.fit
-    model.fit(**data, **arguments, callbacks=[*own, sisa])
+    model.fit(**case.wrap(data), **called(arguments), callbacks=[*own, sisa])
     return model, sisa, data
+
+
+def called(arguments):
+    """Return arguments, those that are made when they are needed."""
+    return {name: value() if callable(value) else value for name, value in arguments.items()}
 
 
 def fit_without(name, folder, gone):
     """Do so in a process that has other random numbers and other names of layers."""
     keras.config.set_floatx(CASES[name].floats)
-    np.random.seed(99)
+    np.random.seed(99)  # noqa: NPY002
     layers.Dense(2)
     layers.Dropout(0.5)
     fit(name, folder, gone)
