@@ -126,7 +126,7 @@ class Arrays:
 def test_all_that_a_configuration_says_of_a_fit_is_what_stages_and_requests_are_given():
     config, history = composed("framework=keras").fit, keras.callbacks.History()
     assert config.keys() - {"_target_"} == SAID.keys()
-    fit = instantiate(config | SAID, callbacks=[history, SISA(record="here")], _convert_="all")
+    fit = instantiate({**config, **SAID}, callbacks=[history, SISA(record="here")], _convert_="all")
     arguments = fit.given("the model", Arrays()).arguments
     assert {name: getattr(arguments, name) for name in SAID} == SAID
     assert arguments.callbacks == (history,) and arguments.x.shape == (8, 2) and arguments.y.shape == (8,)
