@@ -53,7 +53,7 @@ def test_the_members_of_a_state_are_those_of_the_page(fitted):
         np.testing.assert_array_equal(value, held)
     settings = tree["model"]["settings"]
     assert settings.keys() == {"trainable", "attributes", "numbers"}
-    assert len(settings["trainable"]) == 1 + 5
+    assert len(settings["trainable"]) == len(_private.layers_of(model)) == 1 + 6  # an Input is a layer
     assert [name.endswith("Adds") for name in settings["attributes"]] == [True]
     (optimizer,) = tree["optimizers"]
     assert [place for place, _ in optimizer] == [str(place) for place in range(len(model.optimizer.variables))]
