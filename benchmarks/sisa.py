@@ -15,17 +15,15 @@ import math
 import platform
 import shutil
 import statistics
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from measuring import SEED, Rows, a_folder, interval, show, timed, with_interval
 from torch.utils.data import DataLoader, Subset
 
 from pybrush.plan.cost import expected_cost
@@ -34,9 +32,7 @@ from pybrush_lightning import SISA
 from pybrush_lightning.datasets import DigitsData, MNIST5kData
 from pybrush_lightning.models import MLP, SmallCNN
 
-KEY, SEED = bytes(range(32)), 0
-RESAMPLES, LEVEL = 10_000, 0.95
-Rows = Sequence[tuple[str, str]]
+KEY = bytes(range(32))
 
 
 # Measuring
@@ -48,32 +44,6 @@ def trainer(epochs: int, *callbacks: Any) -> L.Trainer:
         max_epochs=epochs, callbacks=list(callbacks), accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Return what some work returns, its seconds, and its seconds of the processor."""
-    wall, processor = time.perf_counter(), time.process_time()
-    result = work()
-    return result, time.perf_counter() - wall, time.process_time() - processor
-
-
-def interval(values: Sequence[float], statistic: Callable[..., Any] = np.median) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic, from RESAMPLES draws with a fixed seed."""
-    given = np.asarray(values)
-    drawn = given[np.random.default_rng(SEED).integers(len(given), size=(RESAMPLES, len(given)))]
-    low, high = np.quantile(statistic(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def with_interval(values: Sequence[float]) -> str:
-    low, high = interval(values)
-    return f"{statistics.median(values):.3f} [{low:.3f}, {high:.3f}]"
-
-
-@contextmanager
-def a_folder() -> Any:
-    with tempfile.TemporaryDirectory() as place:
-        yield Path(place)
 
 
 # (a) One shard and one slice beside plain Lightning
@@ -248,12 +218,6 @@ def _stage_seconds(folder: Path) -> dict[tuple[int, int], float]:
 
 
 # The command line
-
-
-def show(title: str, rows: Rows) -> None:
-    print(f"\n| {title} | |\n| --- | --- |")
-    for name, value in rows:
-        print(f"| {name} | {value} |")
 
 
 def main() -> None:

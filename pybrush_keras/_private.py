@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.models.functional import Functional
 from keras.src.random import seed_generator
 from keras.src.saving import saving_lib, serialization_lib
@@ -81,6 +81,12 @@ def trained_by(optimizer: Any) -> list[Any]:
     return list(optimizer._trainable_variables)
 
 
+def loss_settings(loss: Any) -> dict[str, Any]:
+    """Return what a loss of Keras was made with; get_config of many, as Huber's, leaves it out."""
+    settings: dict[str, Any] = getattr(loss, "_fn_kwargs", {})
+    return settings
+
+
 def show(line: str) -> None:
     """Write a line where Keras' progress bar writes."""
     io_utils.print_msg(line)
@@ -97,11 +103,31 @@ def attributes_of_keras(owner: Any) -> frozenset[str]:
 @cache
 def _attributes_by_kind() -> tuple[tuple[type, frozenset[str]], ...]:
     optimizer = keras.optimizers.Optimizer(0.1)
+    callback = frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}
     return (
-        (keras.callbacks.Callback, frozenset(vars(keras.callbacks.Callback())) | {"model", "_model"}),
+        (MonitorCallback, callback | {_MONITOR}),
+        (keras.callbacks.Callback, callback),
         (keras.optimizers.Optimizer, frozenset(vars(optimizer)) - frozenset(optimizer.get_config())),
         (keras.losses.Loss, frozenset(vars(keras.losses.Loss()))),
     )
+
+
+_MONITOR = "monitor_op"
+"""Where EarlyStopping and its like keep a function; None until the first epoch ends, when min_delta gets its sign."""
+
+_COMPARED = {"less": keras.ops.less, "greater": keras.ops.greater, "none yet": None}
+
+
+def monitored(callback: Any) -> dict[str, str]:
+    """Return by which comparison a callback tells that a value is better, as a word; empty for any that does not."""
+    if not isinstance(callback, MonitorCallback):
+        return {}
+    return {_MONITOR: next(word for word, function in _COMPARED.items() if function is callback.monitor_op)}
+
+
+def monitor(callback: Any, word: str) -> None:
+    """Let a callback compare as `monitored` told."""
+    callback.monitor_op = _COMPARED[word]
 
 
 def buffers(model: Any) -> list[Any]:
@@ -279,13 +305,6 @@ def compile_arguments(model: Any) -> dict[str, Any]:
     """Return what `keras.Model.compile` was called with, the objects themselves; empty where it was not called."""
     config = getattr(model, "_compile_config", None)
     return dict(config.config) if model.compiled and config is not None else {}
-
-
-@contextmanager
-def any_function() -> Iterator[None]:
-    """Let lambdas be made again: they come from the user's own model in this process and from no file."""
-    with serialization_lib.SafeModeScope(False):
-        yield
 
 
 def objects_shared() -> Any:

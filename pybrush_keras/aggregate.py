@@ -173,9 +173,10 @@ def aggregate_model(model: Any, constituents: Mapping[int, Arrays], space: Space
         _member(model, arrays, f"constituent_{shard}", space, example) for shard, arrays in sorted(constituents.items())
     ]
     inputs = inputs_of(model, example)
-    outputs = combine([member(inputs) for member in members], space, how)
-    aggregate = keras.Model(inputs, outputs, name=f"{model.name}_aggregate")
-    aggregate.trainable = False
+    outputs = [member(inputs) for member in members]
+    together = _combination(outputs, space, how)
+    aggregate = keras.Model(inputs, together(outputs), name=f"{model.name}_aggregate")
+    aggregate.trainable = False  # all the way down: BatchNormalization then normalizes by what it learned
     compile_alike(model, aggregate)
     return aggregate
 
@@ -183,13 +184,18 @@ def aggregate_model(model: Any, constituents: Mapping[int, Arrays], space: Space
 def _member(model: Any, arrays: Arrays, name: str, space: Space, example: Any) -> Any:
     """Return one constituent in a model around it, whose name no other has, whatever the user's class calls itself."""
     copy = filled(model, arrays, example)
-    copy.trainable = False  # BatchNormalization then normalizes by what it learned, whatever it is called with
     inputs = inputs_of(model, example)
     output = copy(inputs, training=False)
     check_form(output, space)
     member = keras.Model(inputs, output, name=name)
     _private.ignore_training(member)
     return member
+
+
+def _combination(outputs: list[Any], space: Space, how: How) -> Any:
+    """Return the arithmetic in a model around it: Keras names operations, and "mean" may be the name of an input."""
+    inputs = [keras.Input(batch_shape=output.shape, dtype=output.dtype) for output in outputs]
+    return keras.Model(inputs, combine(inputs, space, how), name="constituents_combined")
 
 
 # Compiling

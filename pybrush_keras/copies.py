@@ -168,7 +168,7 @@ def _made_again(model: Any) -> Any:
         }
         if kind.build_from_config is not keras.Model.build_from_config and model.built:
             described["build_config"] = model.get_build_config()  # builds in a way of its own; others are called
-        with _as_before(model), _private.objects_shared(), _private.any_function():
+        with _as_before(model), _private.objects_shared():
             return keras.saving.deserialize_keras_object(described, custom_objects=_classes_of(model), safe_mode=False)
     except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise _not_copyable(model, f"Keras could not make it again ({error})") from error

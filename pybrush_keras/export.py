@@ -33,7 +33,7 @@ def export(record: Record, folder: str | Path, *, overwrite: bool = False) -> Pa
         return _packed(record.store.load(key)[0]["model"])
 
     def before() -> Any:
-        return record.store.load("initial")[0]["model"]["attributes"]
+        return record.store.load("initial")[0]["model"]["settings"]["attributes"]
 
     return write_export(record, folder, pack, lambda: _description(record), before, overwrite)
 
@@ -81,7 +81,9 @@ def _packed(state: dict[str, Any]) -> Packed:
         )
     # A copy in C order, since safetensors writes the memory as it lies.
     plain = {name: np.array(array, order="C") for name, array in arrays.items()}
-    return Packed(safetensors.numpy.save(plain, {"format": "np"}), {"bfloat16": halves}, state["attributes"])
+    return Packed(
+        safetensors.numpy.save(plain, {"format": "np"}), {"bfloat16": halves}, state["settings"]["attributes"]
+    )
 
 
 def _description(record: Record) -> dict[str, Any]:

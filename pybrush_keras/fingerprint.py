@@ -41,7 +41,7 @@ def semantic(model: Any, settings: Mapping[str, Any], callbacks: Iterable[Any]) 
         "source": sources(model, callbacks),
         "layers": [_layer(layer) for layer in _private.layers_of(model)],
         "architecture": architecture(model),
-        "parameters": [[v.name, v.dtype, *map(int, v.shape)] for v in model.variables],
+        "parameters": [[state.name_of(v), v.dtype, *map(int, v.shape)] for v in model.variables],
         "optimization": [_optimizer(optimizer) for optimizer in optimizers_of(model)],
         "loss": loss(model),
         "loader": dict(settings),
@@ -170,7 +170,8 @@ def _serialized(item: Any) -> Any:
     if isinstance(item, (list, tuple)):
         return [_serialized(value) for value in item]
     if hasattr(item, "get_config"):
-        config = {name: value for name, value in item.get_config().items() if name != "name"}  # an automatic one
+        told = {**item.get_config(), **_private.loss_settings(item)}
+        config = {name: value for name, value in told.items() if name != "name"}  # an automatic one
         return [type(item).__qualname__, config]
     return item
 

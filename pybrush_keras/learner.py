@@ -15,7 +15,7 @@ from pybrush.names import Namer
 from pybrush.plan.order import Positions, Seeds
 from pybrush.readings import Reader, fingerprint_of_rows
 from pybrush_keras import _private, fingerprint, loggers, patches, state
-from pybrush_keras.arguments import FitArguments, Settings
+from pybrush_keras.arguments import STEERING, FitArguments, Settings
 from pybrush_keras.attributes import REMEDY, known_parts
 from pybrush_keras.history import StageHistory, fill, joined
 from pybrush_keras.kinds import KINDS
@@ -96,7 +96,7 @@ class KerasLearner:
                 callbacks=[watch, *callbacks, *bar(callbacks, self.arguments.verbose, horizon), history],
                 class_weight=self.settings.class_weight,
                 shuffle=False,
-                **self.arguments.validation(self.rows),
+                **self._validation(),
             )
         self.histories.append(history)
         # Epochs are those of the plan: a stage that a callback stopped early counts in full.
@@ -167,7 +167,11 @@ class KerasLearner:
 
     def _steering(self, namer: Namer) -> dict[str, Any]:
         """Return the digest of validation data where a callback may act on what is found there."""
-        told = self.arguments.validation(self.rows)
+        told = self._validation()
         if not told or not any(True for _ in state.stateful_callbacks(self.arguments.callbacks)):
             return {}
-        return {"validation": fingerprint.validation_digest(told["validation_data"], namer)}
+        digest = fingerprint.validation_digest(told["validation_data"], namer)
+        return {"validation": {"data": digest, **{name: told[name] for name in STEERING}}}
+
+    def _validation(self) -> dict[str, Any]:
+        return self.arguments.validation(self.rows, self.settings.batch_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import keras
 
 from pybrush import replay as core
 from pybrush.learner import Horizon
-from pybrush_keras import checkpoints, patches
+from pybrush_keras import _private, checkpoints, patches
 from pybrush_keras.given import Given, completed
 from pybrush_keras.randomness import kept_randomness
 from pybrush_keras.serving import arguments_of, learner_of, record_of, sources_of
@@ -77,7 +77,7 @@ def replay(  # noqa: PLR0913 (one argument for each thing that fit is told)
     data = {"y": y, "sample_weight": sample_weight, "validation_data": validation_data, "callbacks": callbacks}
     now = Given(model, arguments_of(sisa, x, data, validation_split, verbose))
     given = completed(now, sisa.given)
-    with kept_randomness(), _as_before(given.model):
+    with kept_randomness(), patches.unsaved(given.model), _as_before(given):
         record = record_of(sisa)
         learner = learner_of(sisa, given, record)
         sources = sources_of(record, sisa, learner)
@@ -100,11 +100,18 @@ def _unrecorded_stage(model: Any, callbacks: tuple[Any, ...], horizon: Horizon) 
 
 
 @contextmanager
-def _as_before(model: Any) -> Iterator[None]:
-    """Let a model not be saved for a while, and let it have the history and the flags that it had."""
-    held = {name: getattr(model, name) for name in ("history", "stop_training") if hasattr(model, name)}
-    with ExitStack() as stack:
-        for name, value in held.items():
-            stack.callback(setattr, model, name, value)
-        stack.enter_context(patches.unsaved(model))
+def _as_before(given: Given) -> Iterator[None]:
+    """Let model and callbacks have what Keras' fit sets on them as they had it; the core puts back their state."""
+    callbacks = () if given.arguments is None else given.arguments.callbacks
+    places: list[tuple[Any, tuple[str, ...]]] = [(given.model, ("history", "stop_training"))]
+    places += [(callback, tuple(_private.attributes_of_keras(callback))) for callback in callbacks]
+    held = [
+        (vars(owner), {name: vars(owner)[name] for name in names if name in vars(owner)}) for owner, names in places
+    ]
+    try:
         yield
+    finally:
+        for (attributes, before), (_, names) in zip(held, places, strict=True):
+            for name in names:
+                attributes.pop(name, None)
+            attributes.update(before)

@@ -138,7 +138,7 @@ def learner_of(sisa: SISA, given: Given, record: Record) -> KerasLearner:
     core.check_adapter(record, "keras", 1)
     check_backend(record)
     settings = Settings.recorded(plan.semantic["loader"])
-    arguments = replace(arguments, epochs=plan.epochs, initial_epoch=0, steps_per_epoch=None)
+    arguments = replace(arguments, epochs=plan.epochs, initial_epoch=0, steps_per_epoch=None).restored(plan.semantic)
     check_training(given.model, arguments)
     return sisa.learner(given.model, arguments, arguments.rows(), settings)
 

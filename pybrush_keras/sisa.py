@@ -205,7 +205,7 @@ class SISA(keras.callbacks.Callback):
             shards=self.shards,
             slices=self.slices,
             epochs=epochs,
-            seed=None if drawn is None else drawn & 0xFFFFFFFF,
+            seed=drawn,
             order=settings.order,
             naming=self.naming.kind,
             contents="off" if self.naming.content == "off" else "digest",

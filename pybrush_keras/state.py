@@ -7,6 +7,7 @@ within a process. Guide: docs/pitfalls.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -94,7 +95,12 @@ def _shape(settings: Tree) -> Any:
 
 def read_variables(variables: Iterable[Any]) -> Named:
     """Return name and value of each variable; NumPy has no bfloat16, so its bits stand for it."""
-    return [[variable.name, _plain(keras.ops.convert_to_numpy(variable))] for variable in variables]
+    return [[name_of(variable), _plain(keras.ops.convert_to_numpy(variable))] for variable in variables]
+
+
+def name_of(variable: Any) -> str:
+    """Return a variable's name, the same in every process: Keras counts those that have none of their own."""
+    return re.sub(r"^variable_\d+$", "variable", str(variable.name))
 
 
 def write_variables(variables: Iterable[Any], stored: Named) -> None:
@@ -116,7 +122,7 @@ def check_same(variables: Iterable[Any], stored: Named) -> None:
     Raises:
         FingerprintError: with the first that differ.
     """
-    own = [(variable.name, tuple(variable.shape)) for variable in variables]
+    own = [(name_of(variable), tuple(variable.shape)) for variable in variables]
     held = [(name, np.shape(value["bfloat16"] if isinstance(value, dict) else value)) for name, value in stored]
     if own != held:
         wrong = [f"{a} now, {b} recorded" for a, b in zip(own, held, strict=False) if a != b]
@@ -139,7 +145,7 @@ def stateful_callbacks(callbacks: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def read_attributes(owners: Iterable[tuple[str, Any]], known: KnownParts) -> Tree:
     """Return the plain attributes of layers or callbacks, by their names."""
-    return {name: plain_attributes(owner, known) for name, owner in owners}
+    return {name: plain_attributes(owner, known) | _private.monitored(owner) for name, owner in owners}
 
 
 def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree, known: KnownParts) -> None:
@@ -155,7 +161,10 @@ def write_attributes_of(owners: Iterable[tuple[str, Any]], tree: Tree, known: Kn
             f"{', '.join(named) or 'none'}. Build the model, and pass the callbacks, as for the fit."
         )
     for name, owner in named.items():
-        write_attributes(owner, tree[name], known)
+        monitored = _private.monitored(owner).keys()
+        write_attributes(owner, {key: value for key, value in tree[name].items() if key not in monitored}, known)
+        for key in monitored:
+            _private.monitor(owner, tree[name][key])
 
 
 def stored(model: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pybrush.record import Record
-from tests.conformance.harness import INPUTS, KEY, SWITCH, load
+from tests.conformance.harness import INPUTS, KEY, SWITCH, Setup, TroubleError, ledger_of, load, table
 
 ADAPTER = os.environ["PYBRUSH_ADAPTER"]
 
@@ -40,6 +40,35 @@ def unlearn(folder, setup, rows, asked, weights=9, switch=None):
     return counts | told(framework, training, folder)
 
 
+def identity(folder):
+    """Fit, let a request fail, and return everything that no framework has a say in; weights come close."""
+    framework, rows = load(ADAPTER), table()
+    setup = Setup(network="watching", optimizer="plain", rate=0.1, has_subjects=True, has_days=True)
+    training = framework.training(folder, setup, rows)
+    training.fit()
+    batches = [batch.tolist() for batch in framework.seen()]
+    SWITCH.set("batch", 1)
+    try:
+        training.unlearn(subjects=[rows.subjects[3]])
+    except TroubleError:
+        SWITCH.set()
+    with closing(Record.open(Path(folder) / "record", KEY)) as record:
+        plan = {name: value for name, value in record.ledger.plan().items() if name not in OWN}
+        found = {"plan": plan, "named": record.plan.semantic["plan"], "weights": framework.constituents(record)}
+        found["days"] = record.ledger.rows("SELECT name, day FROM samples ORDER BY name")
+        found["stages"] = {
+            (m.shard, m.slice): (m.rows, m.steps) for m in map(record.store.manifest, record.store.keys())
+        }
+        ledger = ledger_of(record)
+    keys = ledger.pop("wanted")
+    pending = (Path(folder) / "record" / "pending" / "1").read_bytes()
+    return found | {"ledger": ledger, "stages wanted": len(keys), "batches": batches, "pending": pending}
+
+
+OWN = ("adapter", "semantic", "semantic_digest", "initial_digest")
+"""Values of the plan in which frameworks differ."""
+
+
 def told(framework, training, folder):
     """Return what a training holds now."""
     with closing(Record.open(Path(folder) / "record", KEY)) as record:
@@ -53,13 +82,18 @@ def on_record(folder, calls):
         return [getattr(record, name)(**arguments) for name, arguments in calls]
 
 
-JOBS = {"fit": fit, "unlearn": unlearn, "on_record": on_record}
+JOBS = {"fit": fit, "unlearn": unlearn, "on_record": on_record, "identity": identity}
 
 
 class Elsewhere:
-    """Starts processes that have seen nothing."""
+    """Starts processes that have seen nothing.
 
-    def __init__(self):
+    Args:
+        adapter: which framework they import.
+    """
+
+    def __init__(self, adapter: str = ADAPTER):
+        self._adapter = adapter
         self._process = None
         self._folder = tempfile.TemporaryDirectory()
         self._number = 0
@@ -80,7 +114,7 @@ class Elsewhere:
             command = [sys.executable, "-m", "tests.conformance.elsewhere"]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                cwd=Path(__file__).parents[2],
+                cwd=Path(__file__).parents[2], env={**os.environ, "PYBRUSH_ADAPTER": self._adapter},
             )  # fmt: skip
         self._number += 1
         place = Path(self._folder.name) / str(self._number)

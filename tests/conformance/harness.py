@@ -239,6 +239,12 @@ class Framework(Protocol):
     def predict(self, model: Any, x: np.ndarray) -> np.ndarray:
         """Return what a model, or an aggregate, answers."""
 
+    def scale(self, learner: Any, factor: float) -> None:
+        """Multiply the dense layers of a learner's model."""
+
+    def spoil(self, model: Any) -> None:
+        """Overwrite what a model holds, as a user may."""
+
     def seen(self) -> list[np.ndarray]:
         """Return the first feature of each row of each batch that "watching" networks saw, and forget them."""
 

@@ -112,10 +112,10 @@ class KerasTraining:
         own = [layer for layer in model.layers if isinstance(getattr(layer, "seed_generator", None), draws)]
         return {
             "weights": [array.tobytes() for array in FRAMEWORK.weights(model)],
-            "optimizer": [keras.ops.convert_to_numpy(v).tobytes() for v in model.optimizer.variables],
+            "optimizer": moved(model.optimizer),
             "seeds": [keras.ops.convert_to_numpy(layer.seed_generator.state).tolist() for layer in own],
             "model": (model.stop_training, id(model.optimizer)),
-            "callbacks": [(type(c).__name__, sorted(vars(c)), c.model is model) for c in self.callbacks],
+            "callbacks": [(type(c).__name__, own_attributes(c)) for c in self.callbacks],
             "random": (random.getstate(), np.random.get_state()[1].tolist()),  # noqa: NPY002
         }
 
@@ -141,10 +141,30 @@ class OnKeras:
     def predict(self, model, x):
         return keras.ops.convert_to_numpy(model(x, training=False))
 
+    def scale(self, learner, factor):
+        for variable in dense(learner.model):
+            variable.assign(factor * variable)
+
+    def spoil(self, model):
+        for variable in [*model.trainable_variables, *model.optimizer.variables[2:]]:
+            variable.assign(7 * keras.ops.ones_like(variable))
+        model.stop_training = True
+
     def seen(self):
         found = list(SEEN)
         SEEN.clear()
         return found
+
+
+def moved(optimizer):
+    """Return what an optimizer holds; Keras makes its moments, all zero, when they are first asked for."""
+    values = [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables]
+    return [value.tobytes() for place, value in enumerate(values) if place < 2 or value.any()]
+
+
+def own_attributes(callback):
+    """Return the attributes of a callback but those in which Keras notes the fit that it was last used in."""
+    return sorted((name, repr(value)) for name, value in vars(callback).items() if name not in ("_model", "params"))
 
 
 def ordered(variables):

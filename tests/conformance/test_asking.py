@@ -132,8 +132,16 @@ def test_one_of_three_equal_rows_leaves_two_also_where_it_stays_in_the_file(fram
     assert (result.forgotten, result.audit["equal_rows_left"]) == (1, 2)
     assert any("2 rows equal to a forgotten one stay" in note for note in result.notes)
     assert_same_record(tmp_path, shelf.fitted(SMALL, rows.without([2])))
-    later = framework.training(tmp_path, SMALL.later(), rows.without([2]))
-    assert later.unlearn(rows=[6]).forgotten == 1
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["still in the file", "gone from the file"])
+def test_a_second_of_three_equal_rows_leaves_one_in_another_process(is_there, framework, elsewhere, shelf, tmp_path):
+    rows = ROWS.with_equal([2, 7, 30])
+    shelf.copy(tmp_path, SMALL, rows)
+    framework.training(tmp_path, SMALL.later(), rows).unlearn(rows=[2])
+    later, position = (rows, 7) if is_there else (rows.without([2]), 6)
+    order = {"folder": tmp_path, "setup": SMALL.later(), "rows": later, "asked": {"rows": [position]}}
+    assert elsewhere.do("unlearn", **order)["forgotten"] == 1
     assert_same_record(tmp_path, shelf.fitted(SMALL, rows.without([2, 7])))
 
 

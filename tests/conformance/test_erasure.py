@@ -87,6 +87,16 @@ def test_the_record_never_holds_an_id_or_a_persons_name(framework, shelf):
     assert holding(shelf.fitted(setup), needles) == set()
 
 
+def test_people_asked_for_are_searched_for_by_name_and_what_is_found_is_told(framework, shelf, tmp_path):
+    setup = Setup(network="dense", has_subjects=True)
+    shelf.copy(tmp_path, setup)
+    planted = tmp_path / "record" / "evidence" / "note.txt"
+    planted.parent.mkdir(exist_ok=True)
+    planted.write_text(f"asked for by {ROWS.subjects[3]}")
+    result = framework.training(tmp_path, setup.later(), ROWS).unlearn(subjects=[ROWS.subjects[3]])
+    assert result.forgotten == 4 and result.audit["raw_ids_found_in"] == [str(planted)]
+
+
 def test_what_the_user_saves_by_hand_goes_with_its_stage(framework, tmp_path):
     setup = replace(SETUP, saves="")
     training = framework.training(tmp_path, setup, ROWS)

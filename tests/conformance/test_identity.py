@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conformance.elsewhere import Elsewhere
 from tests.conformance.harness import KEY, SEED, Setup, assert_same_record, initial_weights, opened, table
 from tests.core import format_reader as reader
 
@@ -142,6 +143,24 @@ def gradients(weights, x, y):
     error /= len(y)
     back = (error @ last.T) * (before > 0)
     return [x.T @ back, back.sum(0), hidden.T @ error, error.sum(0)]
+
+
+def test_a_process_of_another_framework_makes_the_same_record_but_for_its_keys_and_the_last_digits(elsewhere, tmp_path):
+    lightning = Elsewhere("lightning")
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    try:
+        number = lightning.start("identity", folder=tmp_path / "there")
+        here, there = elsewhere.do("identity", folder=tmp_path / "here"), lightning.answer(number)
+    finally:
+        lightning.close()
+    weights, others = here.pop("weights"), there.pop("weights")
+    assert [name for name in here if here[name] != there[name]] == []
+    assert len(here["pending"]) > 16 and len(here["batches"]) > 10
+    assert weights.keys() == others.keys()
+    for shard in weights:
+        for own, other in zip(weights[shard], others[shard], strict=True):
+            np.testing.assert_allclose(own, other, rtol=0, atol=1e-5)
 
 
 # The schema

@@ -92,6 +92,31 @@ def test_labels_that_were_fixed_without_a_word_are_refused_and_the_message_names
         assert record.requests == ()
 
 
+def test_rows_that_were_forgotten_do_not_join_again(framework, elsewhere, shelf, tmp_path):
+    shelf.copy(tmp_path, DATED)
+    training = framework.training(tmp_path, DATED.later(), ROWS)
+    training.unlearn(subjects=[ROWS.subjects[5]])
+    elsewhere.do("on_record", folder=tmp_path, calls=[("admit", {})])
+    result = training.unlearn(queued=True)
+    assert (result.method, result.admitted) == ("none", 0)
+    assert "no row of the data set is new (4 that are not recorded were forgotten)" in result.notes[0]
+    assert_same_record(tmp_path, shelf.fitted(DATED, ROWS.without([5, 16, 27, 38])))
+
+
+def test_rows_that_join_where_shards_had_too_few_are_trained(framework, shelf, tmp_path):
+    few = BEFORE.at([0, 1, 2, 3])
+    shelf.copy(tmp_path, DATED, few)
+    with opened(tmp_path) as record:
+        record.admit()
+        record.amend([ROWS.ids[2]])
+        before = len(record.graph())
+    result = framework.training(tmp_path, DATED.later(), ROWS).unlearn(queued=True)
+    assert (result.amended, result.admitted) == (1, 40)
+    with opened(tmp_path) as record:
+        assert len(record.graph()) > before
+    assert_same_record(tmp_path, shelf.fitted(DATED))
+
+
 def test_no_bit_depends_on_the_dates(framework, shelf):
     undated = replace(DATED, has_days=False)
     assert_same_record(shelf.fitted(DATED), shelf.fitted(undated))

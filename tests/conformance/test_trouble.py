@@ -3,6 +3,8 @@
 import logging
 import shutil
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -146,6 +148,7 @@ def test_a_fit_after_a_request_does_not_train_the_forgotten_rows_again(framework
     SWITCH.set("batch", 1)
     with caplog.at_level(logging.WARNING, "pybrush"):
         training.fit()
+    SWITCH.set()
     assert any("2 rows of the data set are not recorded" in message for message in caplog.messages)
     assert_same_record(tmp_path, shelf.fitted(SETUP, LEFT))
 
@@ -171,6 +174,33 @@ def test_two_records_in_one_process_do_not_touch_each_other(framework, shelf, tm
             training.unlearn(rows=[gone])
     for name in ("a", "b"):
         assert_same_record(tmp_path / name, shelf.fitted(SETUP, LEFT))
+
+
+def test_a_record_may_be_deleted_and_made_again_with_the_same_bits(framework, shelf, tmp_path):
+    shelf.copy(tmp_path, SETUP)
+    training = framework.training(tmp_path, SETUP, ROWS, weights=4)
+    training.unlearn(rows=list(GONE))
+    shutil.rmtree(tmp_path / "record")
+    framework.training(tmp_path, SETUP, ROWS).fit()
+    assert_same_record(tmp_path, shelf.fitted(SETUP))
+
+
+def test_what_the_user_does_between_fit_and_request_changes_nothing(framework, shelf, tmp_path):
+    training = framework.training(tmp_path, SETUP, ROWS)
+    training.fit()
+    framework.spoil(training.model)
+    training.unlearn(rows=list(GONE))
+    assert_same_record(tmp_path, shelf.fitted(SETUP, LEFT))
+
+
+def test_a_record_of_a_relative_path_stays_where_it_is_when_the_folder_changes(framework, shelf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training = framework.training(Path(), replace(SETUP, saves=""), ROWS)
+    training.fit()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert training.unlearn(rows=list(GONE)).forgotten == 2
+    assert_same_record(tmp_path, shelf.fitted(replace(SETUP, saves=""), LEFT))
 
 
 # Two processes

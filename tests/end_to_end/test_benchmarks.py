@@ -1,6 +1,7 @@
 """The benchmarks of SISA and of replay: intervals are right, and the parts run."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "sisa.py"
 
 
 def loaded():
-    spec = importlib.util.spec_from_file_location("benchmark_of_sisa", SCRIPT)
+    spec = importlib.util.spec_from_file_location("measuring", SCRIPT.with_name("measuring.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -53,4 +54,24 @@ def test_the_benchmark_of_replay_prints_its_table_and_leaves_nothing_behind(tmp_
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| nothing | ") == 4 == done.stdout.count(" | 0e+00 |")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["overhead", "--pairs", "1", "--seconds", "0.1"], "seconds over a plain fit's"),
+        (["requests", "--pairs", "1", "--seconds", "0.1"], "seconds of a request of 10 rows"),
+    ],
+    ids=["overhead", "requests"],
+)
+def test_the_benchmark_of_keras_prints_its_tables_and_leaves_nothing_behind(words, said, backend, tmp_path):
+    command, environment = [sys.executable, SCRIPT.with_name("sisa_in_keras.py"), *words], {"KERAS_BACKEND": backend}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(said) == 2
     assert list(tmp_path.iterdir()) == []

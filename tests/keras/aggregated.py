@@ -139,7 +139,7 @@ class Silent(keras.Model):
 
 
 class OfDictionaries(keras.Model):
-    """Takes a dictionary, one part whole numbers; Keras saves it and cannot load it, since __init__ takes nothing."""
+    """Takes a dictionary with whole numbers; its __init__ takes nothing, so Keras saves and cannot load it."""
 
     def __init__(self):
         super().__init__()

@@ -263,6 +263,20 @@ print(model.evaluate(np.load("x.npy"), np.load("y.npy"), verbose=0, return_dict=
 """
 
 
+@pytest.mark.parametrize("how", ["mean", "vote"])
+def test_inputs_may_have_the_names_that_keras_gives_to_operations(how, tmp_path):
+    given = {name: keras.Input((3,), name=name) for name in ("mean", "stack", "cast", "log", "argmax", "subtract")}
+    model = keras.Model(given, layers.Dense(CLASSES)(layers.concatenate(list(given.values()))))
+    whole = aggregate_model(model, {0: model.get_weights(), 1: model.get_weights()}, "logits", how)
+    whole.save(tmp_path / "whole.keras")
+    loaded = keras.saving.load_model(tmp_path / "whole.keras")
+    batch = {name: np.random.default_rng(place).normal(size=(4, 3)) for place, name in enumerate(given)}
+    np.testing.assert_array_equal(loaded.predict(batch, verbose=0), whole.predict(batch, verbose=0))
+    np.testing.assert_array_equal(
+        whole.predict(batch, verbose=0).argmax(-1), model.predict(batch, verbose=0).argmax(-1)
+    )
+
+
 def test_a_saved_aggregate_is_loaded_where_this_library_is_not_installed(tmp_path):
     model, x = sequential(), inputs()
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
@@ -367,6 +381,7 @@ def test_an_aggregate_is_evaluated_with_the_losses_and_metrics_of_the_model():
     assert found["loss"] == pytest.approx(float(np.sum(each * weights) / ROWS), rel=1e-5)
     assert found["weighted"] == pytest.approx(float(np.sum(each * weights) / weights.sum()), rel=1e-5)
     assert found["hits"] == found["accuracy"] == pytest.approx(np.mean(answered.argmax(-1) == LABELS))
+    assert not {id(v) for v in aggregate.metrics_variables} & {id(v) for v in model.metrics_variables}
     assert [variable.path for variable in aggregate.optimizer.variables if "momentum" in variable.path] == []
     assert "hits" in model.evaluate(x, LABELS, verbose=0, return_dict=True)
 

@@ -69,7 +69,7 @@ def test_the_settings_of_a_model_are_those_that_it_is_compiled_with():
     words = ["model.optimizer._target_=keras.optimizers.SGD", "model.loss._target_=keras.losses.Huber"]
     config = composed("framework=keras", *words, "~model.loss.from_logits", "model.dropout=0.5", "model.hidden=7")
     model = instantiate(config.model, _convert_="all")
-    assert type(model.optimizer) is keras.optimizers.SGD and type(model.loss) is keras.losses.Huber
+    assert isinstance(model.optimizer, keras.optimizers.SGD) and type(model.loss) is keras.losses.Huber
     (dropout,) = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
     assert dropout.rate == 0.5 and dropout.output.shape == (None, 7)
 

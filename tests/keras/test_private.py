@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from pybrush_keras import _private
+from pybrush_keras import _private, state
+from pybrush_keras.attributes import known_parts
 from tests.keras import nets
 
 
@@ -41,7 +42,22 @@ def test_attributes_that_keras_sets_are_known_and_a_user_s_are_not():
     callback = keras.callbacks.Callback()
     callback.set_model(model)
     callback.set_params({})
-    assert vars(callback).keys() <= _private.callback_attributes()
+    assert vars(callback).keys() <= _private.attributes_of_keras(callback)
+    for owner in (model, model.optimizer, model.loss):
+        assert "mine" not in _private.attributes_of_keras(owner)
+
+
+@pytest.mark.parametrize("kind", [keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau])
+def test_a_callback_takes_the_state_of_one_that_has_compared_an_epoch_with_another(kind):
+    model, data = lazy(), nets.table(8)
+    old, new = kind("loss"), kind("loss")
+    model.fit(**data, callbacks=[old], verbose=0)
+    known = known_parts(model)
+    held = state.read_attributes([("it", old)], known)
+    assert held["it"].keys() >= {"patience", "best", "wait"} and held["monitor_op"] == "less"["it"]
+    state.write_attributes_of([("it", new)], held, known)
+    model.fit(**data, callbacks=[new], verbose=0)
+    assert state.read_attributes([("it", new)], known).keys() == held.keys()
 
 
 def test_the_first_epoch_is_as_said_also_after_a_backup():
@@ -55,6 +71,28 @@ def test_a_scaled_optimizer_holds_the_user_s():
     own = keras.optimizers.SGD(0.1)
     assert _private.own_optimizer(keras.optimizers.LossScaleOptimizer(own)) is own
     assert _private.own_optimizer(own) is own
+
+
+def test_the_arguments_of_a_loss_are_known():
+    assert _private.loss_settings(keras.losses.Huber(2.0)) == {"delta": 2.0}
+    assert _private.loss_settings(keras.losses.Loss()) == {}
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_callback_that_monitors_is_put_where_it_was(mode):
+    callback = keras.callbacks.EarlyStopping("loss", min_delta=0.1, mode=mode)
+    callback.set_model(lazy())
+    assert _private.monitored(callback) == {"monitor_op": "none yet"}
+    callback.on_train_begin()
+    callback.on_epoch_end(0, {"loss": 1.0})
+    word = _private.monitored(callback)["monitor_op"]
+    assert word == {"min": "less", "max": "greater"}[mode]
+    other = keras.callbacks.EarlyStopping("loss", min_delta=0.1, mode=mode)
+    _private.monitor(other, word)
+    assert other.monitor_op is callback.monitor_op
+    _private.monitor(other, "none yet")
+    assert other.monitor_op is None
+    assert _private.monitored(keras.callbacks.Callback()) == {}
 
 
 def test_a_schedule_is_told_from_a_rate():

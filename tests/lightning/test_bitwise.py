@@ -78,14 +78,6 @@ def test_what_the_user_does_between_fit_and_unlearn_changes_nothing(tmp_path, fr
     assert_as_if_never_seen("state in many places", tmp_path, fresh_process, now, [3, 20])
 
 
-def test_three_requests_in_a_row_resurrect_nothing_and_drop_nothing(tmp_path, fresh_process):
-    trainer, module = fitted("ids", tmp_path)
-    for gone in ([1, 2], [30], [7, 8, 9]):
-        forget(CASES["ids"], trainer, gone)
-    now = answers(trainer, module)
-    assert_as_if_never_seen("ids", tmp_path, fresh_process, now, [1, 2, 30, 7, 8, 9])
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -107,19 +99,6 @@ def test_another_process_with_other_settings_serves_by_the_records_and_keeps_its
     assert after == own | {"current_epoch": CASES[name].epochs, "forgotten": 2}
     now = torch.load(tmp_path / "answers.pt", weights_only=True)
     assert_as_if_never_seen(name, tmp_path, fresh_process, now, [3, 20])
-
-
-def test_every_stage_of_the_other_shard_stays_bit_for_bit(tmp_path):
-    trainer, _ = fitted("momentum", tmp_path)
-    record = Record.open(tmp_path / "record", KEY)
-    before = {stage.key: record.store.manifest(stage.key).sha256 for stage in record.graph()}
-    names = trainer.callbacks[0].naming.roster(Rows(), record.names).names
-    row = next(r for r in range(len(names)) if record.samples().shards[record.samples().find(names[[r]])[0]] == 0)
-    trainer.unlearn(rows=[row])
-    after = {stage.key: record.store.manifest(stage.key).sha256 for stage in record.graph()}
-    kept = before.keys() & after.keys()
-    assert kept >= {stage.key for stage in record.graph() if stage.shard == 1}
-    assert all(before[key] == after[key] for key in kept)
 
 
 def test_the_seed_of_seed_everything_becomes_the_records(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from pybrush.record import Record
 from tests import reference
 from tests.lightning.models import Net, Rows
 from tests.lightning.test_bitwise import fitted
-from tests.lightning.twin import CASES, KEY, data_for, forget, trainer_for
+from tests.lightning.twin import CASES, KEY, data_for, trainer_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was called without a model:UserWarning")
 
@@ -227,24 +227,6 @@ def test_what_is_saved_when_a_fit_has_ended_is_registered_with_the_stage_that_ra
 
 def same(weights, others):
     return all(torch.equal(others[name], tensor) for name, tensor in weights.items())
-
-
-def test_the_record_holds_no_long_id_and_a_byte_search_looks_for_them(tmp_path):
-    trainer, _ = fitted("ids", tmp_path)
-    result = forget(CASES["ids"], trainer, [3, 20])
-    assert result.audit["raw_ids_found_in"] == []
-    assert result.audit["searched"].endswith("ids of sixteen bytes or more")
-    text = b"".join(path.read_bytes() for path in (tmp_path / "record").rglob("*") if path.is_file())
-    assert not [name for name in Rows().names if name.encode() in text]
-
-
-def test_people_asked_for_are_searched_for_by_name(tmp_path):
-    trainer, _ = fitted("subjects", tmp_path)
-    planted = tmp_path / "record" / "evidence" / "note.txt"
-    planted.parent.mkdir(exist_ok=True)
-    planted.write_text("asked for by owner-number-000003")
-    result = forget(CASES["subjects"], trainer, [3])
-    assert result.audit["raw_ids_found_in"] == [str(planted)]
 
 
 def test_a_callback_of_the_users_with_a_like_named_method_is_left_alone(tmp_path):

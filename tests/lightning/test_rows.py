@@ -3,7 +3,6 @@
 import shutil
 
 import lightning
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,9 +19,9 @@ from torch.utils.data import (
 from pybrush.errors import ConfigurationError, ContentError, ForgetError, IdError, UnknownSamplesError
 from pybrush.record import Record
 from pybrush_lightning import SISA
-from tests.lightning.models import Net, Noisy, Repeated, Rows
-from tests.lightning.test_bitwise import assert_as_if_never_seen, fitted
-from tests.lightning.twin import CASES, KEY, answers, data_for, trainer_for
+from tests.lightning.models import Net, Noisy, Rows
+from tests.lightning.test_bitwise import fitted
+from tests.lightning.twin import CASES, KEY, trainer_for
 
 SEEN = []
 """(epoch, position of each row of the batch, batches in the epoch) of every training step."""
@@ -93,44 +92,6 @@ def test_later_slices_see_the_rows_of_the_earlier_ones_and_their_epochs_count_on
     assert orders[2] != orders[3] and orders[0] != orders[1]
 
 
-def test_one_row_is_too_few_to_train_and_that_is_said(tmp_path):
-    with pytest.raises(ConfigurationError, match="at least 2 rows"):
-        steps_of(1, 4, False, tmp_path)
-
-
-# Equal rows and rows that are gone
-
-
-def test_one_of_three_equal_rows_leaves_two(tmp_path, fresh_process):
-    trainer, module = fitted("equal rows", tmp_path)
-    result = trainer.unlearn(rows=[2])
-    assert result.forgotten == 1
-    assert result.audit["equal_rows_left"] == 2
-    assert_as_if_never_seen("equal rows", tmp_path, fresh_process, answers(trainer, module), [2])
-
-
-@pytest.mark.parametrize("already", [[], [2]], ids=["still in the file", "gone from the file"])
-def test_a_second_of_three_equal_rows_leaves_one_in_another_process(already, tmp_path, fresh_process):
-    trainer, _ = fitted("equal rows", tmp_path)
-    trainer.unlearn(rows=[2])
-    position = 7 - len(already)
-    fresh_process.ask("unlearn", name="equal rows", folder=tmp_path, gone=[], already=already, ask={"rows": [position]})
-    now = torch.load(tmp_path / "answers.pt", weights_only=True)
-    assert_as_if_never_seen("equal rows", tmp_path, fresh_process, now, [2, 7])
-
-
-def test_duplicates_can_be_forgotten_with_the_row(tmp_path):
-    trainer, _ = fitted("equal rows", tmp_path)
-    assert trainer.unlearn(rows=[7], duplicates="forget").forgotten == 3
-
-
-def test_deleting_rows_and_calling_missing_is_a_request(tmp_path, fresh_process):
-    fitted("momentum", tmp_path)
-    fresh_process.ask("unlearn", name="momentum", folder=tmp_path, gone=[], already=[3, 20], ask={"missing": True})
-    now = torch.load(tmp_path / "answers.pt", weights_only=True)
-    assert_as_if_never_seen("momentum", tmp_path, fresh_process, now, [3, 20])
-
-
 # Ways to say which rows
 
 
@@ -148,9 +109,6 @@ FOREIGN = TensorDataset(ROWS.x[[3, 20]].clone(), ROWS.y[[3, 20]].clone())
 EMPTY = Subset(ROWS, [])
 
 WAYS = {
-    "rows": {"rows": [20, 3]},
-    "rows, repeated": {"rows": (3, 3, 20)},
-    "rows as an array": {"rows": np.array([3, 20])},
     "rows as a tensor": {"rows": torch.tensor([3, 20])},
     "a subset": {"forget": Subset(ROWS, [20, 3])},
     "a subset of a subset": {"forget": Subset(Subset(ROWS, [3, 4, 20]), [0, 2])},
@@ -171,11 +129,6 @@ def request(folder, tmp_path, **ask):
     result = trainer.unlearn(model=Net(), train_dataloaders=DataLoader(ROWS, batch_size=5, shuffle=True), **ask)
     record = Record.open(tmp_path / "record", KEY)
     return result, {name.tobytes() for name in record.samples().names}
-
-
-def contents(folder):
-    """Return the bytes of every file but the locks."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 def names_without(gone, record):
@@ -208,27 +161,14 @@ def test_rows_of_a_part_of_joined_training_data_are_found(tmp_path):
 
 
 REFUSED = {
-    "nothing": ({}, ForgetError, "say in one way"),
-    "two ways": ({"rows": [1], "missing": True}, ForgetError, "say in one way"),
-    "rows and people": ({"rows": [1], "subjects": ["x"]}, ForgetError, "say in one way"),
-    "one id without a list": ({"ids": "sample-number-000003"}, ForgetError, "takes a list"),
-    "one person without a list": ({"subjects": "alice"}, ForgetError, "takes a list"),
     "an empty set": ({"forget": EMPTY}, ForgetError, "empty"),
-    "no rows": ({"rows": []}, ForgetError, "empty"),
-    "rows that are not there": ({"rows": [3, 44]}, ForgetError, "outside"),
-    "rows from the end": ({"rows": [-1]}, ForgetError, "outside"),
-    "a mask": ({"rows": [True] + [False] * 43}, ForgetError, "whole numbers"),
-    "fractions": ({"rows": [2.5]}, ForgetError, "whole numbers"),
     "strangers": ({"forget": Rows(seed=8)}, UnknownSamplesError, "44 of 44"),
     "some strangers": ({"forget": [ROWS[1], (torch.zeros(6), torch.tensor(1))]}, UnknownSamplesError, "1 of 2"),
     "inputs without labels": ({"forget": [ROWS[1][0]]}, UnknownSamplesError, "1 of 1"),
-    "ids of a record by content": ({"ids": ["sample-number-000003"]}, ForgetError, "by content; pass rows="),
-    "unknown people": ({"subjects": ["nobody"]}, UnknownSamplesError, "1 of 1 subjects"),
     "a loader that leaves out rows": (
         {"forget": DataLoader(ROWS, sampler=SubsetRandomSampler([3]))}, ConfigurationError, "SubsetRandomSampler"
     ),
     "a number": ({"forget": 3}, ConfigurationError, "int"),
-    "no such duplicates": ({"rows": [1], "duplicates": "keep"}, ConfigurationError, "keep"),
     "all rows": ({"forget": ROWS}, ForgetError, "nothing is left"),
 }  # fmt: skip
 
@@ -243,29 +183,6 @@ def test_what_names_no_recorded_row_for_certain_is_refused_and_leaves_no_request
     record.verify()
 
 
-def test_a_row_that_was_forgotten_before_is_passed_over_and_said_so(trained, tmp_path):
-    request(trained, tmp_path, rows=[3, 20])
-    trainer = trainer_for(CASES["momentum"], tmp_path)
-    again = trainer.unlearn(rows=[3, 20], model=Net(), **data_for(CASES["momentum"]))
-    assert (again.method, again.forgotten) == ("none", 0)
-    assert "forgotten before" in again.notes[0]
-    more = trainer.unlearn(rows=[3, 5])
-    assert more.forgotten == 1
-    assert "1 rows were not in the model any more" in more.notes[0]
-
-
-def test_a_dry_run_says_what_would_be_done_and_touches_nothing(trained, tmp_path):
-    module = Net()
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    shutil.copytree(trained / "record", tmp_path / "record")
-    files = contents(tmp_path / "record")
-    trainer = trainer_for(CASES["momentum"], tmp_path)
-    result = trainer.unlearn(rows=[3], model=module, dry_run=True, **data_for(CASES["momentum"]))
-    assert result.forgotten == 1 and result.cost.stages_rebuilt in (1, 2)
-    assert contents(tmp_path / "record") == files
-    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
-
-
 # Names that cannot work
 
 
@@ -275,14 +192,8 @@ def test_data_that_changes_between_readings_is_found_at_the_first_fit(tmp_path):
     assert not (tmp_path / "record" / "ledger.sqlite").exists()
 
 
-def test_equal_rows_in_a_fixed_order_need_ids(tmp_path):
-    with pytest.raises(IdError, match="ids="):
-        trainer_for(CASES["momentum"], tmp_path).fit(Net(), DataLoader(Repeated(), batch_size=5))
-
-
-@pytest.mark.parametrize("ids", ["no_such_column", [1, 2], ["same"] * 44], ids=["no column", "too few", "repeated"])
-def test_ids_that_do_not_name_each_row_are_refused(ids, tmp_path):
-    trainer = trainer_for(CASES["momentum"], tmp_path, sisa={"ids": ids})
+def test_a_column_that_is_not_there_is_refused(tmp_path):
+    trainer = trainer_for(CASES["momentum"], tmp_path, sisa={"ids": "no_such_column"})
     with pytest.raises(IdError):
         trainer.fit(Net(), DataLoader(ROWS, batch_size=5, shuffle=True))
 

@@ -39,7 +39,6 @@ from tests.lightning.models import (
     OtherNet,
     Pushing,
     Remembering,
-    Repeated,
     Rows,
     SavesForTheCluster,
     Table,
@@ -98,7 +97,6 @@ CASES = {
     "in order": Case(loader={"shuffle": False}, sisa={"ids": "names"}),
     "ids": Case(sisa={"ids": "names"}),
     "augmented": Case(rows=Noisy, sisa={"ids": "names", "content": "off"}),
-    "equal rows": Case(rows=Repeated, gone=(2,)),
     "subjects": Case(sisa={"subjects": "owners"}, gone=(3, 14, 25, 36)),
     "state in many places": Case(Remembering, callbacks=(Pushing,), slices=3),
     "random starts": Case(Drawing),
@@ -169,9 +167,6 @@ CASES |= {
         callbacks=(lambda: pl.callbacks.LearningRateMonitor("epoch"), pl.callbacks.TQDMProgressBar),
     ),
     "a table": Case(rows=Table, sisa=TABLE, gone=(3, 14, 25, 36)),
-    "a table in order": Case(
-        rows=Table, sisa=TABLE, gone=(3, 14, 25, 36), loader={"shuffle": False}, source="datamodule"
-    ),
     "a share of a table": Case(
         lambda: Validated(scheduler="plateau"), rows=Table, sisa=TABLE, gone=(3, 14, 25, 36), validation=True, epochs=4,
         trainer={"limit_train_batches": 0.5, "val_check_interval": 2}, loader={"drop_last": True},
