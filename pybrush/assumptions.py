@@ -19,7 +19,7 @@ UNTESTED = {
     "initial-state": "the initial weights saw no forgotten sample",
     "preprocessing": "nothing fitted on the forgotten rows reached the model (scalers, vocabularies)",
     "model-selection": "architecture, settings and validation data do not depend on the forgotten rows",
-    "hidden-state": "no state outside the module, optimizers and callbacks carries over between stages",
+    "hidden-state": "no state outside the model, optimizers and callbacks carries over between stages",
     "adaptive-requests": "adaptive: false; nobody chose what to forget, or when, after seeing the model's outputs",
 }
 """What no code can test, of every record."""
