@@ -117,9 +117,15 @@ def validation_digest(data: Any, namer: Namer) -> str:
     """Return a keyed digest of validation data, for trainings that something in it steers.
 
     Raises:
-        ContentError: where it cannot be read again, or a batch has no canonical encoding.
+        ContentError: where it is not the same when it is read again, or a batch has no canonical encoding.
     """
-    return chained("pybrush-meaning", namer.contents(map(encode, _batches(data))).tobytes()).hex()
+    digests = namer.contents(map(encode, _batches(data)))
+    if not isinstance(data, (tuple, list)) and not np.array_equal(digests, namer.contents(map(encode, _batches(data)))):
+        raise ContentError(
+            "validation data steers this training (EarlyStopping, ReduceLROnPlateau or a callback of your own), but "
+            "its batches differ when they are read again (shuffled, or augmented?). Pass it in a fixed order, as it is."
+        )
+    return chained("pybrush-meaning", digests.tobytes()).hex()
 
 
 def _batches(data: Any) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.keras import nets
 from tests.keras.twin import CASES, assert_same_record, chosen, fit, sisa_of
 
 MARKS = {
@@ -11,7 +12,7 @@ MARKS = {
     "compiled": [pytest.mark.filterwarnings("ignore")],
 }
 RUN = [
-    pytest.param(name, marks=[*MARKS.get(name, []), *[pytest.mark.long] * case.is_long])
+    pytest.param(name, marks=[*MARKS.get(name, []), *[pytest.mark.long] * (nets.BACKEND in case.long_on)])
     for name, case in CASES.items()
     if chosen(case)
 ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from pybrush.errors import TrainingError
+from pybrush.errors import ContentError, TrainingError
 from pybrush_keras import SISA
 from tests.keras import nets
 from tests.keras.twin import KEY
@@ -127,9 +127,9 @@ def small():
     return nets.plain("sgd", normed=False, dropped=False)
 
 
-def trained(folder, model, *callbacks):
+def trained(folder, model, *callbacks, **arguments):
     sisa = SISA(shards=1, slices=1, record=folder / "record", ids="position", key=KEY, seed=5)
-    model.fit(**nets.table(), batch_size=16, epochs=2, verbose=0, callbacks=[*callbacks, sisa])
+    model.fit(**nets.table(), batch_size=16, epochs=2, verbose=0, callbacks=[*callbacks, sisa], **arguments)
     return sisa.recorded()
 
 
@@ -206,6 +206,24 @@ def test_random_operations_of_tensorflow_draw_anew_in_each_epoch_and_stage(tmp_p
     tensorflow.random.set_seed(99)
     assert len(set(first)) == 4
     assert fitted(tmp_path / "b") == first
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Rows in another order each time."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        order = np.random.permutation(nets.N)  # noqa: NPY002
+        return tuple(value[order] for value in nets.table().values())
+
+
+def test_validation_data_that_steers_must_be_the_same_each_time(tmp_path):
+    stopping, model = keras.callbacks.EarlyStopping("val_loss"), small()
+    with pytest.raises(ContentError, match=r"steers this training .*differ when they are read again"):
+        trained(tmp_path, model, stopping, validation_data=Shuffled())
+    trained(tmp_path, model, validation_data=Shuffled())
 
 
 def test_two_dropouts_of_one_seed_do_not_share_a_mask(tmp_path):

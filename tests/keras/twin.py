@@ -26,7 +26,8 @@ from pybrush_keras import SISA
 from tests.keras import nets
 
 KEY, SEED = bytes(range(32)), 5
-BACKENDS = ("tensorflow", "torch")
+TENSORFLOW, TORCH = ("tensorflow",), ("torch",)
+BACKENDS = TENSORFLOW + TORCH
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Case:
     sisa: dict[str, Any] = field(default_factory=dict)
     floats: str = "float32"
     backends: tuple[str, ...] = BACKENDS
-    is_long: bool = False
+    long_on: tuple[str, ...] = ()
 
 
 def scheduled():
@@ -81,24 +82,25 @@ SCALED, HALVES, BARE = "mixed_float16", "mixed_bfloat16", "bfloat16"
 
 CASES = {
     "plain": Case(shards=3, slices=1, fit={"class_weight": {0: 1.0, 1: 0.5, 2: 2.0}}),
-    "three by three": Case(shards=3, slices=3, epochs=3, is_long=True),
+    "three by three": Case(shards=3, slices=3, epochs=3, long_on=BACKENDS),
     "neither": Case(lambda: nets.plain("sgd", normed=False, dropped=False), shards=1, slices=1),
-    "normed": Case(lambda: nets.plain(dropped=False), slices=3, is_long=True, **ONE),
+    "normed": Case(lambda: nets.plain(dropped=False), slices=3, long_on=BACKENDS, **ONE),
     "functional": Case(nets.functional, nets.pairs, slices=3, **ONE),
     "own step": Case(lambda: nets.compiled(nets.OwnStep(), metrics=None), slices=1),
     "own loss": Case(lambda: nets.compiled(nets.OwnLoss()), nets.weighted, **ONE),
     "adversaries": Case(
-        lambda: nets.compiled(nets.Adversaries(), loss=None, metrics=None), sisa={"outputs": "values"}, **ONE
+        lambda: nets.compiled(nets.Adversaries(), loss=None, metrics=None), sisa={"outputs": "values"},
+        long_on=BACKENDS, **ONE
     ),
-    "texts": Case(nets.reading, nets.texts, fit={"shuffle": "batch", "batch_size": 6}, **ONE),
+    "texts": Case(nets.reading, nets.texts, fit={"shuffle": "batch", "batch_size": 6}, long_on=TENSORFLOW, **ONE),
     "images": Case(nets.seeing, nets.images, fit={"shuffle": False}, **ONE),
     "scaled": Case(lambda: nets.typed(SCALED, lambda: optimizers.SGD(0.1)), epochs=3, **ONE),
-    "halves": Case(lambda: nets.typed(HALVES, "adam"), **ONE),
-    "bare halves": Case(lambda: nets.typed(BARE, "adam"), is_long=True, **ONE),
-    "doubles": Case(nets.plain, nets.doubles, floats="float64", is_long=True, **ONE),
-    "accumulation": Case(lambda: nets.plain(accumulating), is_long=True, **ONE),
+    "halves": Case(lambda: nets.typed(HALVES, "adam"), long_on=TENSORFLOW, **ONE),
+    "bare halves": Case(lambda: nets.typed(BARE, "adam"), long_on=BACKENDS, **ONE),
+    "doubles": Case(nets.plain, nets.doubles, floats="float64", long_on=BACKENDS, **ONE),
+    "accumulation": Case(lambda: nets.plain(accumulating), long_on=BACKENDS, **ONE),
     "schedule": Case(lambda: nets.plain(scheduled), **ONE),
-    "lazy": Case(nets.lazy, slices=1, is_long=True),
+    "lazy": Case(nets.lazy, slices=1, long_on=BACKENDS),
     "stopping": Case(
         lambda: nets.plain(fast), callbacks=(stopping, falling), epochs=6, slices=1, fit=validated()
     ),
@@ -106,22 +108,22 @@ CASES = {
         lambda: nets.plain("sgd"), callbacks=(nets.Counting,), slices=1, fit={"validation_split": 0.2}
     ),
     "rising": Case(
-        lambda: nets.plain("sgd"), callbacks=(rising, callbacks.TerminateOnNaN), epochs=4, is_long=True,
+        lambda: nets.plain("sgd"), callbacks=(rising, callbacks.TerminateOnNaN), epochs=4, long_on=BACKENDS,
         fit=validated() | {"validation_freq": 2},
     ),
     "drawing": Case(nets.drawing, callbacks=(nets.Annealing,), epochs=4, gone=(20,), **ONE),
-    "thawing": Case(callbacks=(nets.Thawing,), epochs=3, **ONE),
-    "eager": Case(lambda: nets.compiled(nets.OwnLoss(), run_eagerly=True), is_long=True, **ONE),
+    "thawing": Case(callbacks=(nets.Thawing,), epochs=3, long_on=TENSORFLOW, **ONE),
+    "eager": Case(lambda: nets.compiled(nets.OwnLoss(), run_eagerly=True), long_on=BACKENDS, **ONE),
     "source": Case(wrap=nets.as_source, slices=1, fit={"batch_size": None, "shuffle": True}),
     "several steps": Case(
-        lambda: nets.plain(jit_compile=True, steps_per_execution=4), fit={"shuffle": False}, backends=("tensorflow",),
-        **ONE,
+        lambda: nets.plain(jit_compile=True, steps_per_execution=4), fit={"shuffle": False}, backends=TENSORFLOW,
+        long_on=BACKENDS, **ONE,
     ),
     "pipeline": Case(
-        wrap=nets.as_pipeline, fit={"batch_size": None, "validation_data": nets.pipeline}, backends=("tensorflow",),
+        wrap=nets.as_pipeline, fit={"batch_size": None, "validation_data": nets.pipeline}, backends=TENSORFLOW,
         callbacks=(stopping,), **ONE,
     ),
-    "compiled": Case(lambda: nets.plain(jit_compile=True), backends=("torch",), is_long=True, **ONE),
+    "compiled": Case(lambda: nets.plain(jit_compile=True), backends=TORCH, long_on=BACKENDS, **ONE),
 }  # fmt: skip
 """The long ones differ from another one in one thing, or take their time to compile."""
 
