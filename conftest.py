@@ -53,7 +53,8 @@ def run_with_keras(example: Example) -> None:
     process.stdin.write(json.dumps({"source": source, "path": str(example.path)}) + "\n")
     process.stdin.flush()
     error = json.loads(process.stdout.readline() or '"the process died"')
-    assert not error, error
+    if error:
+        raise AssertionError(error)
 
 
 class Blocks(PythonCodeBlockParser):

@@ -44,20 +44,15 @@ class FitArguments:
         split = 0.0 if self.validation_data is not None else self.validation_split
         return rows_of(self.x, self.y, self.sample_weight, self.batch_size, self.shuffle, split)
 
-    def validation(self, rows: KerasRows, batch_size: int) -> dict[str, Any]:
-        """Return what each stage's fit is told about validation.
-
-        Args:
-            rows: that are trained on.
-            batch_size: rows in a batch, also of validation arrays where nothing else is said.
-        """
+    def validation(self, rows: KerasRows) -> dict[str, Any]:
+        """Return what each stage's fit is told about validation."""
         data = self.validation_data if self.validation_data is not None else rows.validation
         if data is None:
             return {}
         told = {"validation_data": data, "validation_freq": self.validation_freq}
         size = self.validation_batch_size
         if isinstance(data, (tuple, list)):
-            size = size or batch_size
+            size = size or rows.batch_size
         return {**told, "validation_steps": self.validation_steps, "validation_batch_size": size}
 
     def restored(self, semantic: Mapping[str, Any]) -> FitArguments:

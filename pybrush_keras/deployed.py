@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+import numpy as np
+
 from pybrush.record import Record
 from pybrush_keras.aggregate import aggregate_model, check_rows, check_target
 from pybrush_keras.copies import Arrays, check_copyable
@@ -20,7 +23,8 @@ def aggregate_of(record: Record, model: Any) -> Any:
         model: built as for the training; it is not changed.
     """
     settings = record.plan.settings
-    return aggregate_model(model, constituents_of(record), space_of(model, settings["outputs"]), settings["aggregate"])
+    space, example = space_of(model, settings["outputs"]), _example(settings["inputs"])
+    return aggregate_model(model, constituents_of(record), space, settings["aggregate"], example)
 
 
 def deployed(record: Record, model: Any) -> Any:
@@ -35,6 +39,21 @@ def constituents_of(record: Record) -> dict[int, Arrays]:
         variables = record.store.load(key)[0]["model"]["variables"]
         found[shard] = [array_of(value) for _, value in variables]
     return found
+
+
+def described_inputs(rows: KerasRows) -> Any:
+    """Return structure, shapes and types of a row's inputs, as plain JSON: a subclassed model does not tell them."""
+    inputs = rows.batch([0])[0]
+    return keras.tree.map_structure(lambda array: {"shape": list(array.shape[1:]), "dtype": str(array.dtype)}, inputs)
+
+
+def _example(described: Any) -> Any:
+    """Return a batch of one row, all zeros, as `described_inputs` tells."""
+    if isinstance(described, list):
+        return [_example(part) for part in described]
+    if described.keys() == {"shape", "dtype"} and isinstance(described["shape"], list):
+        return np.zeros((1, *described["shape"]), described["dtype"])
+    return {name: _example(part) for name, part in described.items()}
 
 
 def checked_space(model: Any, declared: Space | None, rows: KerasRows, shards: int) -> Space | None:

@@ -174,4 +174,4 @@ class KerasLearner:
         return {"validation": {"data": digest, **{name: told[name] for name in STEERING}}}
 
     def _validation(self) -> dict[str, Any]:
-        return self.arguments.validation(self.rows, self.settings.batch_size)
+        return self.arguments.validation(self.rows)

@@ -149,7 +149,7 @@ def sources_of(record: Record, sisa: SISA, learner: KerasLearner) -> Sources:
     Raises:
         FingerprintError: where model, data or settings are not those of the record.
     """
-    core.check_fingerprint(record, sisa.wish(record.plan.epochs, learner.settings, None), learner)
+    core.check_fingerprint(record, sisa.wish(record.plan.epochs, learner.settings), learner)
     return Sources(learner, learner.rows, sisa.roster(learner.rows, record.names))
 
 

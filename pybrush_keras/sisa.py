@@ -35,7 +35,7 @@ from pybrush.record.secret import KeySource
 from pybrush.request import Roster
 from pybrush_keras import _private, checkpoints, patches, serving
 from pybrush_keras.arguments import FitArguments, Settings, fit_arguments, listed
-from pybrush_keras.deployed import checked_space
+from pybrush_keras.deployed import checked_space, described_inputs
 from pybrush_keras.fingerprint import check_backend
 from pybrush_keras.given import Given
 from pybrush_keras.kinds import KINDS
@@ -198,8 +198,8 @@ class SISA(keras.callbacks.Callback):
                 return None
         return self._opened[1]
 
-    def wish(self, epochs: int, settings: Settings, space: Space | None) -> PlanWish:
-        """Return what a fit asks of the record."""
+    def wish(self, epochs: int, settings: Settings, space: Space | None = None, inputs: Any = None) -> PlanWish:
+        """Return what a fit asks of the record; what predicts is noted when it is made."""
         drawn = _private.user_seed() if self.seed is None and self.recorded() is None else self.seed
         return PlanWish(
             shards=self.shards,
@@ -211,7 +211,7 @@ class SISA(keras.callbacks.Callback):
             contents="off" if self.naming.content == "off" else "digest",
             adapter="keras",
             key=self.key,
-            settings={"outputs": space, "aggregate": self.how},
+            settings={"outputs": space, "aggregate": self.how, "inputs": inputs},
             encrypt=self.encrypt,
         )
 
@@ -276,7 +276,8 @@ class SISA(keras.callbacks.Callback):
         else:
             forget.check_adapter(recorded, "keras", 1)
             check_backend(recorded)
-        wish = self.wish(learner.arguments.epochs, learner.settings, space)
+        inputs = described_inputs(learner.rows)
+        wish = self.wish(learner.arguments.epochs, learner.settings, space, inputs)
         if recorded is None:
             wish = noted(wish, [("data", learner.rows.source)], [model], KINDS)
             say_found(wish)

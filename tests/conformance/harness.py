@@ -6,6 +6,7 @@ rows, as NumPy arrays, and the same initial weights go into each framework.
 
 import importlib
 import os
+import random
 import signal
 import time
 from collections.abc import Sequence
@@ -153,16 +154,18 @@ class Switch:
     """What goes wrong in this process: at the n-th time that training passes a place.
 
     Attributes:
-        place: "begin" of a stage, "batch", "epoch" (its end), or "end" of a stage.
+        place: "begin" of a stage, "epoch begin", "batch", "epoch" (its end), or "end" of a stage.
         left: how often the place is still to be passed.
         kills: whether the process is killed there; otherwise an error is raised.
         seconds: how long each batch is made to take.
+        drawn: where user code draws at the begin of each stage and epoch, what it drew; None where it does not.
     """
 
     place: str = ""
     left: int = 0
     kills: bool = False
     seconds: float = 0.0
+    drawn: list | None = None
 
     def passing(self, place: str) -> None:
         """Do what was set, where this is the place; nothing changes where nothing was."""
@@ -175,9 +178,15 @@ class Switch:
             if self.left == 0:
                 raise TroubleError(place)
 
-    def set(self, place: str = "", left: int = 0, kills: bool = False, seconds: float = 0.0) -> None:
+        if self.drawn is not None and place in ("begin", "epoch begin"):
+            self.drawn.append((place, random.random(), float(np.random.random())))  # noqa: NPY002
+
+    def set(
+        self, place: str = "", left: int = 0, kills: bool = False, seconds: float = 0.0, draws: bool = False
+    ) -> None:
         """Set what goes wrong; without arguments nothing does."""
         self.place, self.left, self.kills, self.seconds = place, left, kills, seconds
+        self.drawn = [] if draws else None
 
 
 SWITCH = Switch()

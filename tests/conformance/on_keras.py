@@ -20,6 +20,9 @@ class Tripping(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         SWITCH.passing("begin")
 
+    def on_epoch_begin(self, epoch, logs=None):
+        SWITCH.passing("epoch begin")
+
     def on_train_batch_begin(self, batch, logs=None):
         SWITCH.passing("batch")
 

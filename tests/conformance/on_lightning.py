@@ -86,6 +86,9 @@ class Tripping(lightning.Callback):
     def on_train_start(self, trainer, pl_module):
         SWITCH.passing("begin")
 
+    def on_train_epoch_start(self, trainer, pl_module):
+        SWITCH.passing("epoch begin")
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         SWITCH.passing("batch")
 

@@ -4,6 +4,7 @@ Expected values come from `format_reader`, which knows that page alone, and from
 records of two frameworks agree where each agrees with these, and no process needs the other framework.
 """
 
+import random
 import re
 import sqlite3
 from contextlib import closing
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.conformance.elsewhere import Elsewhere
-from tests.conformance.harness import KEY, SEED, Setup, assert_same_record, initial_weights, opened, table
+from tests.conformance.harness import KEY, SEED, SWITCH, Setup, assert_same_record, initial_weights, opened, table
 from tests.core import format_reader as reader
 
 PAGE = (Path(__file__).parents[2] / "docs" / "record_format.md").read_text(encoding="utf-8")
@@ -95,6 +96,27 @@ def ordered(inside, names, stage, epoch):
         copies[names[row]] = copies.get(names[row], -1) + 1
         members.append((names[row], copies[names[row]]))
     return [inside[place] for place in reader.epoch_order(members, SEED, stage["shard"], stage["slice"], epoch)]
+
+
+def test_user_code_draws_by_the_seeds_of_the_page_at_the_begin_of_each_stage_and_epoch(framework, tmp_path):
+    setup = Setup(network="dense", optimizer="plain")
+    SWITCH.set(draws=True)
+    framework.training(tmp_path, setup, ROWS).fit()
+    assert SWITCH.drawn == list(draws_by_page(setup, tmp_path))
+
+
+def draws_by_page(setup, folder):
+    """Return what Python and NumPy draw first at each place, in order."""
+    for stage in reader.expected_stages(reader.read_record(folder / "record")):
+        place = SEED, stage["shard"], stage["slice"]
+        yield "begin", *first_draws(reader.seed_of(*place, 0, "stage"))
+        for epoch in range(reader.epochs_per_slice(setup.epochs, setup.slices)):
+            yield "epoch begin", *first_draws(reader.seed_of(*place, epoch, "train"))
+
+
+def first_draws(seed):
+    generator = np.random.RandomState(seed & 0xFFFFFFFF)
+    return random.Random(seed).random(), float(generator.random_sample())
 
 
 # Steps

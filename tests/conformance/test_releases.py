@@ -92,8 +92,8 @@ def test_a_state_of_a_release_holds_no_moments(framework, shelf, tmp_path):
     with opened(tmp_path) as record:
         stage = record.constituents()[1]
         weights = {array.tobytes() for array in framework.constituents(record)[1]}
-        moments = {data.tobytes() for data in record.store.packed(stage)[1].values() if data.size >= 16} - weights
-    assert len(moments) >= 8
+        moments = {data.tobytes() for data in record.store.packed(stage)[1].values() if data.size >= 32} - weights
+    assert len(moments) >= 6
     framework.training(tmp_path, SETUP.later(), ROWS).unlearn(rows=HIT, method=Scaling(framework))
     with opened(tmp_path) as record:
         (key,) = record.stand_ins().values()

@@ -162,6 +162,15 @@ def batch_sizes(rows, batch, drop_last=False):
     return sizes
 
 
+def batch_order(count, seed):
+    """Return the batches of an epoch in their order, where whole batches are shuffled."""
+    return sorted(range(count), key=lambda i: (mix((seed + i * 0x9E3779B97F4A7C15) & MASK), i))
+
+
+def layer_seed(seed, place):
+    return word(b"layer", u64(seed), u64(place)) & 0x7FFFFFFF
+
+
 def epochs_per_slice(epochs, slices):
     return -(-2 * epochs // (slices + 1))
 

@@ -72,8 +72,8 @@ def as_arrays(rows):
 
 def test_the_page_has_a_vector_for_everything_that_is_hashed():
     assert set(VECTORS) == {
-        "hashes", "names", "content", "placement", "epochs", "order", "seeds", "batches", "stages", "keys",
-        "state", "layers", "encryption", "fingerprint", "pending file", "events",
+        "hashes", "names", "content", "placement", "epochs", "order", "seeds", "batch order", "batches", "stages",
+        "keys", "state", "layers", "encryption", "fingerprint", "pending file", "events",
     }  # fmt: skip
 
 
@@ -165,6 +165,17 @@ def test_seeds_have_their_vectors():
         found = reader.seed_of(seed, shard, slice_, epoch, purpose, rank)
         assert found == order.Seeds(seed, shard, slice_)(epoch, purpose, rank)
         assert (found & 0xFFFFFFFF if "low half" in name else found) == int(value)
+
+
+def test_the_order_of_batches_and_the_seeds_of_layers_have_their_vectors():
+    vector, seeds = VECTORS["batch order"], order.Seeds(11, 2, 1)
+    for name, epoch, purpose in (("epoch 3, batches", 3, "batches"), ("epoch 0, layers", 0, "layers")):
+        seed = int(vector[f"seed 11, s 2, r 1, {name}"])
+        assert seed == reader.seed_of(11, 2, 1, epoch, purpose) == seeds(epoch, purpose)
+    order_, shuffle = list(map(int, vector["6 batches"].split())), seeds(3, "batches")
+    assert order_ == reader.batch_order(6, shuffle) == order.batch_order(6, shuffle).tolist()
+    for place in (0, 1):
+        assert int(vector[f"layer {place}"]) == reader.layer_seed(seeds(0, "layers"), place)
 
 
 def test_epochs_and_batches_have_their_vectors():

@@ -110,6 +110,28 @@ def test_a_fit_needs_one_sisa_callback():
             Fit(callbacks=callbacks)
 
 
+SAID = {
+    **{"epochs": 3, "batch_size": 5, "verbose": 2, "shuffle": "batch", "class_weight": {0: 0.5}},
+    **{"validation_split": 0.25, "validation_steps": 1, "validation_batch_size": 4, "validation_freq": [1, 3]},
+}
+
+
+class Arrays:
+    """Data of one's own, in plain arrays."""
+
+    def fit_arguments(self):
+        return {"x": np.zeros((8, 2)), "y": np.zeros(8)}
+
+
+def test_all_that_a_configuration_says_of_a_fit_is_what_stages_and_requests_are_given():
+    config, history = composed("framework=keras").fit, keras.callbacks.History()
+    assert config.keys() - {"_target_"} == SAID.keys()
+    fit = instantiate({**config, **SAID}, callbacks=[history, SISA(record="here")], _convert_="all")
+    arguments = fit.given("the model", Arrays()).arguments
+    assert {name: getattr(arguments, name) for name in SAID} == SAID
+    assert arguments.callbacks == (history,) and arguments.x.shape == (8, 2) and arguments.y.shape == (8,)
+
+
 CONFIGURATION = """
 defaults:
   - pybrush/model: keras_mlp

@@ -54,7 +54,7 @@ def test_a_callback_takes_the_state_of_one_that_has_compared_an_epoch_with_anoth
     model.fit(**data, callbacks=[old], verbose=0)
     known = known_parts(model)
     held = state.read_attributes([("it", old)], known)
-    assert held["it"].keys() >= {"patience", "best", "wait"} and held["monitor_op"] == "less"["it"]
+    assert held["it"].keys() >= {"patience", "best", "wait"} and held["it"]["monitor_op"] == "less"
     state.write_attributes_of([("it", new)], held, known)
     model.fit(**data, callbacks=[new], verbose=0)
     assert state.read_attributes([("it", new)], known).keys() == held.keys()
