@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
+
 from pybrush.errors import UnsupportedError
 from pybrush_keras import _private
 from pybrush_keras.arguments import FitArguments
 from pybrush_keras.checkpoints import remote_places
+
+_BACKENDS = ("tensorflow", "torch")
+"""Where a stage was shown to train to the same bits."""
 
 
 def check_training(model: Any, arguments: FitArguments) -> None:
@@ -24,6 +29,9 @@ def check_training(model: Any, arguments: FitArguments) -> None:
 
 
 def _model(model: Any) -> Iterator[str]:
+    backend = keras.config.backend()
+    if backend not in _BACKENDS:
+        yield f"Keras on {backend}: set KERAS_BACKEND to {' or '.join(_BACKENDS)}"
     if not model.compiled:
         yield "a model that is not compiled: call model.compile(optimizer, loss) first"
     if _private.is_distributed(model):

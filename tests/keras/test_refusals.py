@@ -70,6 +70,13 @@ def test_a_model_must_be_compiled(tmp_path):
         SISA(record=tmp_path / "record").fit(model, **DATA)
 
 
+def test_a_backend_that_was_not_tried_is_refused(tmp_path, monkeypatch):
+    model = small()
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(UnsupportedError, match="Keras on jax: set KERAS_BACKEND to tensorflow or torch"):
+        SISA(record=tmp_path / "record").fit(model, **DATA)
+
+
 def test_limits_for_debugging_are_refused(tmp_path):
     keras.config.set_max_epochs(1)
     try:
