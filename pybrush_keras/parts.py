@@ -15,6 +15,8 @@ from pybrush.attributes import inside
 from pybrush.user_code import is_installed
 from pybrush_keras import _private
 
+Numbers = dict[str, float | None]
+
 Part = tuple[str, Any]
 """Place in the model and kind, and the object."""
 
@@ -22,21 +24,26 @@ _DRAWN = ("built", "seed")
 """Attributes that say how an object was made: a seed is drawn where none is given, and stands in a variable."""
 
 
+_NUMBER = (int, float, type(None))
+"""None stands where a number may: a clip norm that is not used."""
+
+
 def own_parts(model: Any) -> Iterator[Part]:
     """Return the parts whose classes are the user's own, the model first if it is one."""
     return ((place, part) for place, part in _parts(model) if not is_installed(type(part)))
 
 
-def numbers(model: Any) -> list[dict[str, float]]:
+def numbers(model: Any) -> list[Numbers]:
     """Return the numbers that Keras' own parts hold as attributes, part by part."""
     return [_numbers(part) for part in _of_keras(model)]
 
 
-def write_numbers(model: Any, stored: list[dict[str, float]]) -> None:
+def write_numbers(model: Any, stored: list[Numbers]) -> None:
     """Give Keras' own parts the numbers that `numbers` returned."""
     for part, held in zip(_of_keras(model), stored, strict=True):
         for name, value in held.items():
-            if vars(part).get(name) != value:
+            present = vars(part).get(name)
+            if present != value and isinstance(present, _NUMBER):  # not what was made since where nothing was
                 setattr(part, name, value)
 
 
@@ -80,9 +87,9 @@ def _of_keras(model: Any) -> list[Any]:
     return found + [_private.own_optimizer(part) for part in found if hasattr(part, "inner_optimizer")]
 
 
-def _numbers(part: Any) -> dict[str, float]:
+def _numbers(part: Any) -> Numbers:
     left = {*_DRAWN, *(_private.internal_attributes() if isinstance(part, keras.layers.Layer) else ())}
-    return {name: value for name, value in vars(part).items() if isinstance(value, (int, float)) and name not in left}
+    return {name: value for name, value in vars(part).items() if isinstance(value, _NUMBER) and name not in left}
 
 
 def _named(kind: str, parts: Iterable[Any]) -> Iterator[Part]:

@@ -316,6 +316,7 @@ class Annealing(keras.callbacks.Callback):
                 layer.rate *= self.factor
         self.model.loss.weight *= self.factor
         self.model.optimizer.clipnorm *= self.factor
+        self.model.optimizer.weight_decay = 0.01 * self.factor  # None before
 
 
 def drawing():
