@@ -13,6 +13,17 @@ FOREIGN = {"tensorflow": {"torch", "lightning"}, "torch": {"lightning"}}[BACKEND
 import keras
 
 
+ON_ONE_BACKEND = {"test_command.py", "test_conf.py", "test_replay.py"}
+"""Files that ask nothing of a backend's arithmetic: the short run has them on torch, where no step is compiled."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests that are marked long are left out
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if BACKEND == "tensorflow" and item.path.name in ON_ONE_BACKEND and item.path.parent.name == "keras":
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def _fresh():
     """Give each test the same draws, layer names and dtype policy, whatever ran before it."""
