@@ -12,7 +12,6 @@ FOREIGN = {"tensorflow": {"torch", "lightning"}, "torch": {"lightning"}}[BACKEND
 
 import keras
 
-
 ON_ONE_BACKEND = {"test_command.py", "test_conf.py", "test_replay.py"}
 """Files that ask nothing of a backend's arithmetic: the short run has them on torch, where no step is compiled."""
 
