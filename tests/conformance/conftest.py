@@ -19,6 +19,17 @@ from tests.conformance.harness import SWITCH, load
 from tests.conformance.shelf import Shelf
 
 
+ON_ONE_BACKEND = {"test_asking.py", "test_evidence.py", "test_queue.py", "test_releases.py", "test_settings.py"}
+"""Files that ask nothing of a backend's arithmetic: the short run has them on torch, where no step is compiled."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests that are marked long are left out
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if ADAPTER == "keras-tensorflow" and item.path.name in ON_ONE_BACKEND:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session")
 def adapter_name():
     """The adapter that is tested: "lightning", "keras-tensorflow" or "keras-torch"."""

@@ -54,6 +54,7 @@ def identity(folder):
         SWITCH.set()
     with closing(Record.open(Path(folder) / "record", KEY)) as record:
         plan = {name: value for name, value in record.ledger.plan().items() if name not in OWN}
+        plan["settings"].pop("inputs", None)  # Keras' own
         found = {"plan": plan, "named": record.plan.semantic["plan"], "weights": framework.constituents(record)}
         found["days"] = record.ledger.rows("SELECT name, day FROM samples ORDER BY name")
         found["stages"] = {
