@@ -18,7 +18,6 @@ from tests.conformance.elsewhere import Elsewhere
 from tests.conformance.harness import SWITCH, load
 from tests.conformance.shelf import Shelf
 
-
 ON_ONE_BACKEND = {"test_asking.py", "test_evidence.py", "test_queue.py", "test_releases.py", "test_settings.py"}
 """Files that ask nothing of a backend's arithmetic: the short run has them on torch, where no step is compiled."""
 
