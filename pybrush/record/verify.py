@@ -125,7 +125,8 @@ def _check_depth(depth: str) -> None:
     if depth not in get_args(Depth):
         raise ConfigurationError(
             f"depth must be 'manifests' or 'digests'; got {depth!r}. The third depth trains stages again and needs "
-            "model and data: call the adapter's replay, or `pybrush verify record=FOLDER depth=replay`."
+            "model and data: call the adapter's replay(trainer, ...) or replay(sisa, ...), or `pybrush verify "
+            "record=FOLDER depth=replay`."
         )
 
 
