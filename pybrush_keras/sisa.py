@@ -26,11 +26,12 @@ from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
 from pybrush.learner import Horizon
 from pybrush.names import Namer
 from pybrush.naming import IdSource, Naming
-from pybrush.plan.placement import positive
+from pybrush.plan.placement import one_of, positive
 from pybrush.preprocessing import noted, say_found
 from pybrush.readings import check_fixed, check_seeded
 from pybrush.record import Record
 from pybrush.record.create import PlanWish, check_encrypt
+from pybrush.record.opened import Opened
 from pybrush.record.secret import KeySource
 from pybrush.request import Roster
 from pybrush_keras import _private, checkpoints, patches, serving
@@ -112,12 +113,12 @@ class SISA(keras.callbacks.Callback):
         self.slices = None if slices is None else positive("slices", slices)
         self.record = Path(record).absolute()  # the working folder may be another one later
         self.naming = Naming(ids, subjects, content, content_of, times)
-        self.how = _one_of("aggregate", aggregate, ("mean", "vote"))
-        self.space = _one_of("outputs", outputs, (None, "logits", "log_probs", "probs", "values"))
+        self.how = one_of("aggregate", aggregate, ("mean", "vote"))
+        self.space = one_of("outputs", outputs, (None, "logits", "log_probs", "probs", "values"))
         check_encrypt(encrypt)
         self.key, self.seed, self.encrypt = key, seed, encrypt
         self.given = Given()
-        self._opened: tuple[tuple[int, int], Record] | None = None
+        self._opened = Opened()
 
     # What a user calls
 
@@ -185,18 +186,7 @@ class SISA(keras.callbacks.Callback):
 
     def recorded(self) -> Record | None:
         """Return the opened record, or None where there is none yet, or only one that was never finished."""
-        ledger = self.record / "ledger.sqlite"
-        if not ledger.is_file():
-            return None
-        here = ledger.stat().st_ino, os.getpid()  # a connection must not cross a fork
-        if self._opened is None or self._opened[0] != here:
-            try:
-                self._opened = here, Record.open(self.record, self.key)
-            except RecordError as error:
-                if type(error) is not RecordError:
-                    raise
-                return None
-        return self._opened[1]
+        return self._opened.of(self.record, self.key)
 
     def wish(self, epochs: int, settings: Settings, space: Space | None = None, inputs: Any = None) -> PlanWish:
         """Return what a fit asks of the record; what predicts is noted when it is made."""
@@ -291,9 +281,3 @@ def _check_absent(**given: bool) -> None:
             f"{', '.join(f'{name}=' for name in named)}: not part of this version of SISA for Keras. Leave it out; to "
             "train everything anew start a new record in another folder."
         )
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
-    if value not in allowed:
-        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
-    return value

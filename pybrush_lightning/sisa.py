@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pybrush import forget
-from pybrush.errors import ConfigurationError, RecordError, UnsupportedError
+from pybrush.errors import UnsupportedError
 from pybrush.learner import Horizon, Learner
 from pybrush.naming import IdSource, Naming
-from pybrush.plan.placement import positive
+from pybrush.plan.placement import one_of, positive
 from pybrush.preprocessing import noted, say_found
 from pybrush.record import Record
 from pybrush.record.create import PlanWish, check_encrypt
+from pybrush.record.opened import Opened
 from pybrush.record.secret import KeySource
 from pybrush_lightning import _private, aggregate, checkpoints, loggers, ranks, resume
 from pybrush_lightning.aggregate_step import AggregateStep, check_part
@@ -125,8 +126,8 @@ class SISA(_private.CallbackBase):
         self.slices = None if slices is None else positive("slices", slices)
         self.record = Path(record).absolute()  # some frameworks change the working folder later
         self.naming = Naming(ids, subjects, content, content_of, times)
-        self.how, self.space = _one_of("aggregate", aggregate, ("mean", "vote")), outputs
-        _one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
+        self.how, self.space = one_of("aggregate", aggregate, ("mean", "vote")), outputs
+        one_of("outputs", outputs, ("logits", "log_probs", "probs", "values"))
         check_encrypt(encrypt)
         self.key, self.seed, self.step, self.encrypt = key, seed, aggregate_step, encrypt
         self._begin(aggregate_step)
@@ -135,7 +136,7 @@ class SISA(_private.CallbackBase):
         """Know of no record, trainer or module yet, as in a process that has just begun."""
         self.given = Given()
         self.job: Job | None = None
-        self._opened: tuple[tuple[int, int], Record] | None = None
+        self._opened = Opened()
         self._stack = ExitStack()
         self._connected: Optimization | None = None
         self._before: Before | None = None
@@ -269,18 +270,7 @@ class SISA(_private.CallbackBase):
 
     def recorded(self) -> Record | None:
         """Return the opened record, or None where there is none yet, or only one that was never finished."""
-        ledger = self.record / "ledger.sqlite"
-        if not ledger.is_file():
-            return None
-        here = ledger.stat().st_ino, os.getpid()  # a connection must not cross a fork
-        if self._opened is None or self._opened[0] != here:
-            try:
-                self._opened = here, Record.open(self.record, self.key)
-            except RecordError as error:
-                if type(error) is not RecordError:
-                    raise
-                return None
-        return self._opened[1]
+        return self._opened.of(self.record, self.key)
 
     def wish(self, epochs: int, plan: LoaderPlan) -> PlanWish:
         """Return what a fit asks of the record."""
@@ -425,9 +415,3 @@ class SISA(_private.CallbackBase):
         if record is None or len(record.constituents()) < 2:
             return {}, self.space, self.how
         return aggregate.constituents_of(record), *self._answers_as(record)
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
-    if value not in allowed:
-        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
-    return value
